@@ -1,0 +1,65 @@
+# make run opens the page. What a target installs it installs once; after that everything works without a network.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+.PHONY: run setup test test-all lint browser bench seedling
+
+run: setup  ## open the studio; ARGS="--port 8000" passes options on
+	$(PY) app.py $(ARGS)
+
+setup: $(VENV)/.installed
+
+# Linux wheels of torch carry several GB of CUDA libraries: without an NVIDIA driver the CPU build does the same.
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Niwaki needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.12"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment: apt-get install python3-venv"; exit 1; }
+	@if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then \
+	    echo "No NVIDIA driver here: taking the CPU build of torch $(TORCH)."; \
+	    $(PIP) install --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU) torch==$(TORCH) || { \
+	        echo "$(TORCH_CPU) does not answer: taking torch $(TORCH) from pip's usual sources."; \
+	        $(PIP) install --no-deps torch==$(TORCH); }; \
+	fi
+	$(PIP) install -r requirements.txt
+	@touch $@
+
+$(VENV)/.test-tools: $(VENV)/.installed pyproject.toml
+	$(PIP) install -e '.[test]'
+	@touch $@
+
+lint: $(VENV)/.test-tools
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint browser  ## under five minutes
+	$(PY) -m pytest -m "not slow"
+
+test-all: lint browser  ## everything, training included
+	$(PY) -m pytest
+
+# Chromium for tests/browser, FriBiDi for Pillow's complex scripts. Where they can't be installed those tests are skipped
+# and say so; in CI they must not be.
+browser:
+	@missing=""; \
+	command -v chromium >/dev/null || missing="chromium"; \
+	[ "$$(uname -s)" != Linux ] || ls /usr/lib/*/libfribidi.so.0 /usr/lib*/libfribidi.so.0 >/dev/null 2>&1 || \
+	    $(PY) -c 'import ctypes; ctypes.CDLL("libfribidi.so.0")' 2>/dev/null || missing="$$missing libfribidi0"; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
+	        && exit 0; \
+	fi; \
+	echo "Missing for the browser tests: $$missing (on Debian: apt-get install $$missing)."; \
+	[ "$$CI" != true ] || exit 1; \
+	echo "Those tests are skipped."
+
+bench: setup
+	for model in seedling-dense seedling-ternary seedling-binary; do $(PY) app.py bench --model $$model --json || exit; done
+
+seedling: $(VENV)/.test-tools  ## train the demo model again: hours
+	$(PY) -m engine.seedling $(ARGS)

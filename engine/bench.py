@@ -1,0 +1,142 @@
+"""How long a picture takes and how much memory it needs, measured as a person meets it: through the worker, from a
+cold start to warm pictures, each with a prompt of its own so that the text encoder works every time.
+
+Knows nothing of what makes a picture fast. All sizes are decimal bytes, all times wall-clock seconds.
+"""
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from engine import catalog
+from engine.hardware import detect
+from engine.packs import Pack, open_pack
+from engine.plan import Plan, complete, plan
+from engine.types import BadRequest, Picture, Request, Step
+from engine.worker import Worker
+
+MAX_RUNS = 100
+SAMPLE_SECONDS = 0.05  # the interval of the published memory figures, which ours are held against
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_SHAPES = ("circles", "squares", "triangles", "rings")
+_COLORS = ("red", "blue", "green", "yellow", "purple")
+_COUNTS = ("two", "three", "four", "two small", "three small")
+
+
+def run(
+    model: str, size: tuple[int, int] | None, steps: int | None, runs: int, backend: str, data_dir: Path
+) -> dict[str, Any]:
+    """One cold picture, then `runs` warm ones; `size` and `steps` None: as the pack declares.
+
+    `load_s` is all that comes before the first picture's encoding: starting the process, imports, reading weights.
+    `mean_active_memory_bytes` is the engine process's resident memory (Python, torch and mapped weights included)
+    averaged over the warm pictures, None where it can't be told (CUDA, and systems without /proc).
+    Raises BadRequest for impossible values.
+    """
+    if not 1 <= runs <= MAX_RUNS:
+        raise BadRequest(f"{runs} runs are out of range: give 1 to {MAX_RUNS}")
+    width, height = size or (None, None)
+    pack = open_pack(catalog.find(model, data_dir))
+    hardware = detect()
+    requests = [
+        complete(Request(prompt, model, seed, width, height, steps), pack)
+        for seed, prompt in enumerate(islice(_prompts(), runs + 1))
+    ]
+    decided = plan(hardware, pack, requests[0], backend)
+    worker = Worker(backend, data_dir=data_dir)
+    try:
+        load, cold = _cold(worker, requests[0])
+        with _resident_memory(worker.pid) as samples:
+            warm = [_picture(worker, request) for request in requests[1:]]
+    finally:
+        worker.close()
+    images = [picture.seconds.total for picture in warm]
+    return {
+        "model": model,
+        "backend": cold.backend,
+        "device": f"{decided.device}: {hardware.name}" if decided.device == hardware.kind else decided.device,
+        "size": f"{cold.request.width}x{cold.request.height}",
+        "steps": cold.request.steps,
+        "runs": runs,
+        "seconds_per_image": {"median": _median(images), "min": round(min(images), 4), "max": round(max(images), 4)},
+        "seconds_per_step": _median([picture.seconds.denoise / (picture.request.steps or 1) for picture in warm]),
+        "encode_s": _median([picture.seconds.encode for picture in warm]),
+        "decode_s": _median([picture.seconds.decode for picture in warm]),
+        "load_s": round(load, 4),
+        "peak_memory_bytes": max(picture.peak_memory_bytes for picture in [cold, *warm]),
+        "mean_active_memory_bytes": round(statistics.fmean(samples)) if samples and decided.device == "cpu" else None,
+        "weights_bytes": weights_on_disk(pack),
+    }
+
+
+def weights_on_disk(pack: Pack) -> dict[str, int]:
+    """Bytes of the safetensors files, per component."""
+    components = {"transformer": pack.transformer, "text_encoder": pack.text_encoder, "vae": pack.vae}
+    return {name: component.bytes_on_disk for name, component in components.items()}
+
+
+def transformer_in_memory(pack: Pack, decided: Plan) -> int:
+    """Bytes of the transformer's tensors once loaded: a packed layer as it lies in the file, any other in the plan's
+    number format. While a packed layer multiplies, its expanded weight comes on top, one layer at a time."""
+    width = _DTYPE_BYTES[decided.dtype]
+    return sum(
+        info.nbytes if pack.transformer.is_packed(name.rpartition(".")[0]) else math.prod(info.shape) * width
+        for name, info in pack.transformer.tensors.items()
+    )
+
+
+def _median(seconds: list[float]) -> float:
+    return round(statistics.median(seconds), 4)
+
+
+def _prompts() -> Iterator[str]:
+    """100 different prompts, and one for the cold start, that a demo model knows and a real one doesn't mind."""
+    yield "a red circle on a white background"
+    for shape, color, count in product(_SHAPES, _COLORS, _COUNTS):
+        yield f"{count} {color} {shape}"
+
+
+def _cold(worker: Worker, request: Request) -> tuple[float, Picture]:
+    """(seconds until the model was ready to encode, the picture)."""
+    started = time.perf_counter()
+    ready = 0.0
+    for answer in worker.run(request):
+        if isinstance(answer, Picture):
+            return max(0.0, ready - answer.seconds.encode), answer
+        if isinstance(answer, Step) and answer.index == 0:
+            ready = time.perf_counter() - started
+    raise AssertionError("a run ends with a picture or an error")
+
+
+def _picture(worker: Worker, request: Request) -> Picture:
+    return next(answer for answer in worker.run(request) if isinstance(answer, Picture))
+
+
+@contextmanager
+def _resident_memory(pid: int | None) -> Iterator[list[int]]:
+    """Sample a process's resident memory while the block runs; the list stays empty where /proc doesn't tell."""
+    samples: list[int] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.is_set():
+            try:
+                status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+            except OSError:
+                return
+            samples.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+            done.wait(SAMPLE_SECONDS)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""How the embedded demo model is made: scenes and captions, the training of its parts, quantising and export."""

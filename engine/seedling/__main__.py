@@ -1,0 +1,28 @@
+"""`python -m engine.seedling`: make the embedded model from nothing, or go on where the last run stopped."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from engine.catalog import SHIPPED
+from engine.seedling import parallel, recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m engine.seedling", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/seedling"), help="checkpoints (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="where the packs are written (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="one core each (default: %(default)s)")
+    parser.add_argument("--only", choices=("base", *recipe.VARIANTS), help="train this one alone and export nothing")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format=parallel.LOG_FORMAT)
+    settings = recipe.Recipe(args.runs, args.processes)
+    if args.only:
+        parallel.run(args.processes, recipe.train_flow, settings, args.only)
+        return
+    recipe.make(settings)
+    recipe.write_packs(settings, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The whole making of the seedling, stage by stage; every stage resumes, and a finished one is not done again."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2
+from tokenizers import Tokenizer
+from transformers import Qwen3Config, Qwen3Model
+
+from engine.seedling import captions, dataset, diffusion, export, parallel, vae
+from engine.seedling.checkpoint import Run
+from engine.seedling.tokenizer import save_tokenizer, train_tokenizer
+
+log = logging.getLogger("niwaki.seedling")
+VARIANTS = ("dense", "ternary", "binary")
+LABELS = {"ternary": "ternary weights", "binary": "1-bit weights", "dense": "16-bit reference"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where the runs live, and how much of everything. Steps count optimizer steps of `processes` x `batch` pictures."""
+
+    folder: Path
+    processes: int = 2
+    seed: int = 0
+    vae_steps: int = 1600
+    examples: int = 20_000
+    base_steps: int = 3600
+    branch_steps: int = 2400
+    batch: int = 16
+
+    def run(self, name: str) -> Run:
+        return Run(self.folder / name)
+
+    @property
+    def latents(self) -> Path:
+        return self.folder / "latents"
+
+
+def tokenizer_of(recipe: Recipe) -> Tokenizer:
+    path = recipe.folder / "tokenizer" / "tokenizer.json"
+    if not path.exists():
+        save_tokenizer(train_tokenizer(recipe.seed), path.parent)
+    return Tokenizer.from_file(str(path))
+
+
+def trained_vae(recipe: Recipe) -> AutoencoderKLFlux2:
+    model = AutoencoderKLFlux2(**vae.CONFIG).to(memory_format=torch.channels_last).eval()
+    model.load_state_dict(recipe.run("vae").weights())
+    return model
+
+
+def _follow(name: str, progress: Iterator[tuple[int, float]], total: int) -> None:
+    """Runs a training and writes a line now and then."""
+    started, recent = time.monotonic(), []
+    for step, loss in progress:
+        recent.append(loss)
+        if parallel.rank() == 0 and (step % 100 == 0 or step == total):
+            pace = (time.monotonic() - started) / len(recent)
+            log.info("%s %d/%d loss %.4f (%.2f s a step)", name, step, total, sum(recent[-100:]) / len(recent[-100:]), pace)
+
+
+def train_vae(recipe: Recipe) -> None:
+    settings = vae.VaeTraining(recipe.vae_steps, max(4, 8 // recipe.processes), seed=recipe.seed)
+    _follow("vae", vae.train(recipe.run("vae"), settings), recipe.vae_steps)
+
+
+def encode_latents(recipe: Recipe) -> None:
+    dataset.build(recipe.latents, trained_vae(recipe), recipe.seed, recipe.examples)
+
+
+def train_flow(recipe: Recipe, variant: str) -> None:
+    steps = recipe.base_steps if variant == "base" else recipe.branch_steps
+    settings = diffusion.DiffusionTraining(variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed)
+    examples = diffusion.Examples(recipe.latents, tokenizer_of(recipe), recipe.seed)
+    base = None if variant == "base" else recipe.run("base")
+    _follow(variant, diffusion.train(recipe.run(variant), settings, examples, base), steps)
+
+
+def make(recipe: Recipe) -> None:
+    """Everything that is not finished yet, except the export."""
+    tokenizer_of(recipe)
+    if not recipe.run("vae").finished:
+        parallel.run(recipe.processes, train_vae, recipe)
+    parallel.run(recipe.processes, encode_latents, recipe)
+    for variant in ("base", *VARIANTS):
+        if not recipe.run(variant).finished:
+            parallel.run(recipe.processes, train_flow, recipe, variant)
+
+
+def encoder_part(state: dict[str, torch.Tensor], seed: int) -> export.Part:
+    """The trained layers and one more after them, untrained and unused, as the released encoder has nine: readers that
+    take the last state they need from the end would otherwise get it after the final norm."""
+    config = {**diffusion.ENCODER, "num_hidden_layers": diffusion.ENCODER["num_hidden_layers"] + 1}
+    torch.manual_seed(seed)
+    whole = Qwen3Model(Qwen3Config(**config)).state_dict()
+    whole.update(state)
+    return export.Part({"model_type": "qwen3", "attention_bias": False, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+                        **config}, whole)  # fmt: skip
+
+
+def _config(model: Any) -> dict[str, Any]:
+    """A diffusers config without its private bookkeeping."""
+    return {key: value for key, value in model.config.items() if not key.startswith("_")}
+
+
+def write_packs(recipe: Recipe, target: Path) -> None:
+    """`target`/seedling-{ternary,binary,dense} from the finished runs, sharing encoder, VAE and tokenizer byte for byte."""
+    encoder_state = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in recipe.run("base").weights().items()
+        if name.startswith("encoder.")
+    }
+    encoder, autoencoder = encoder_part(encoder_state, recipe.seed), trained_vae(recipe)
+    for variant in VARIANTS:
+        folder = target / f"seedling-{variant}"
+        state = {
+            name.removeprefix("transformer."): tensor
+            for name, tensor in recipe.run(variant).weights().items()
+            if name.startswith("transformer.")
+        }
+        config = _config(diffusion.build_transformer("dense"))
+        export.write_transformer(folder, variant, export.Part(config, state))
+        export.write_encoder(folder, encoder)
+        export.write_vae(folder, export.Part(_config(autoencoder), autoencoder.state_dict()))
+        export.write_frame(folder, variant)
+        save_tokenizer(tokenizer_of(recipe), folder / "tokenizer")
+        export.write_notes(folder, notes(recipe, variant))
+
+
+def notes(recipe: Recipe, variant: str) -> dict[str, Any]:
+    return {
+        "id": f"seedling-{variant}",
+        "label": f"Seedling, {LABELS[variant]} (demo model)",
+        "demo": True,
+        "sizes": [[size.width, size.height] for size in dataset.SIZES],
+        "steps": diffusion.STEPS,
+        "text_length": diffusion.TEXT_LENGTH,
+        "hidden_states": list(diffusion.HIDDEN_STATES),
+        "languages": ["en"],
+        "vocabulary": sorted(captions.vocabulary()),
+        "provenance": {
+            "made_by": "make seedling",
+            "seed": recipe.seed,
+            "vae_steps": recipe.vae_steps,
+            "base_steps": recipe.base_steps,
+            "branch_steps": recipe.branch_steps,
+            "pictures_a_step": recipe.batch,
+        },
+    }

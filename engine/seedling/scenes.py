@@ -1,0 +1,171 @@
+"""The seedling's world: plain shapes in ten colours on ten plain backgrounds, and how one scene becomes pixels.
+
+A scene is exact: the checker compares pictures against it, captions are derived from it. What is held out of training is
+decided here too, so that training and evaluation cannot disagree. Knows nothing of captions, models or torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "ring")
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 48, 44),
+    "orange": (242, 132, 24),
+    "yellow": (250, 214, 54),
+    "green": (46, 154, 70),
+    "blue": (44, 98, 216),
+    "purple": (126, 58, 176),
+    "pink": (248, 152, 194),
+    "black": (24, 24, 28),
+    "white": (250, 250, 248),
+    "gray": (134, 138, 142),
+}
+RELATIONS = ("and", "left of", "right of", "above", "below")
+MIRROR = {"and": "and", "left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+# Never drawn in training. A relation is held out together with its mirror image, since both name the same scene.
+HELD_OUT_COLORS = frozenset({
+    ("circle", "green"), ("circle", "pink"), ("square", "red"), ("square", "purple"),
+    ("triangle", "orange"), ("triangle", "black"), ("ring", "blue"), ("ring", "yellow"),
+})  # fmt: skip
+HELD_OUT_COUNTS = frozenset({("circle", 3), ("square", 4), ("triangle", 2), ("ring", 3)})
+HELD_OUT_TRIPLES = frozenset({
+    ("circle", "and", "triangle"), ("square", "and", "ring"),
+    ("circle", "left of", "square"), ("triangle", "left of", "ring"), ("square", "left of", "triangle"),
+    ("ring", "above", "circle"), ("square", "above", "circle"), ("triangle", "above", "square"),
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One shape. `x`, `y` are its centre as fractions of width and height, `radius` a fraction of the shorter side."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a picture must show. `relation` holds between the first and the second thing; "" for one kind of thing."""
+
+    background: str
+    things: tuple[Thing, ...]
+    relation: str = ""
+
+    @property
+    def held_out(self) -> bool:
+        first = self.things[0]
+        if any((t.shape, t.color) in HELD_OUT_COLORS for t in self.things):
+            return True
+        if not self.relation:
+            return (first.shape, len(self.things)) in HELD_OUT_COUNTS
+        second = self.things[1]
+        return triple_held_out(first.shape, self.relation, second.shape)
+
+
+def triple_held_out(first: str, relation: str, second: str) -> bool:
+    return (first, relation, second) in HELD_OUT_TRIPLES or (second, MIRROR[relation], first) in HELD_OUT_TRIPLES
+
+
+# Where the centres of n things of a kind stand before jitter, as fractions of width and height.
+GROUPS = {
+    2: (((0.28, 0.5), (0.72, 0.5)), ((0.32, 0.34), (0.68, 0.66)), ((0.32, 0.66), (0.68, 0.34))),
+    3: (((0.5, 0.28), (0.27, 0.7), (0.73, 0.7)), ((0.27, 0.3), (0.73, 0.3), (0.5, 0.72))),
+    4: (((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),),
+}
+RADIUS = {1: (0.22, 0.34), 2: (0.13, 0.175), 3: (0.13, 0.17), 4: (0.12, 0.165)}  # neighbours never touch
+PLACES = {
+    "left of": ((0.26, 0.5), (0.74, 0.5)),
+    "right of": ((0.74, 0.5), (0.26, 0.5)),
+    "above": ((0.5, 0.26), (0.5, 0.74)),
+    "below": ((0.5, 0.74), (0.5, 0.26)),
+}
+
+
+def _place(rng: np.random.Generator, kinds: list[tuple[str, str]], centres, jitter: float) -> tuple[Thing, ...]:
+    low, high = RADIUS[len(kinds)]
+    radius = float(rng.uniform(low, high))  # of one size: "small" and "large" are not in this world's vocabulary
+    offsets = rng.uniform(-jitter, jitter, size=(len(kinds), 2))
+    return tuple(
+        Thing(shape, color, float(x + dx), float(y + dy), radius)
+        for (shape, color), (x, y), (dx, dy) in zip(kinds, centres, offsets, strict=True)
+    )
+
+
+def draw_group(rng: np.random.Generator, shape: str, color: str, count: int, background: str) -> Scene:
+    """`count` (1..4) equal things, laid out with jitter."""
+    if count == 1:
+        return Scene(background, _place(rng, [(shape, color)], [(0.5, 0.5)], 0.1))
+    centres = GROUPS[count][rng.integers(len(GROUPS[count]))]
+    return Scene(background, _place(rng, [(shape, color)] * count, centres, 0.04))
+
+
+def draw_pair(
+    rng: np.random.Generator, first: tuple[str, str], relation: str, second: tuple[str, str], background: str
+) -> Scene:
+    """Two things (shape, colour) in a relation; "and" leaves the place open."""
+    place = relation if relation != "and" else RELATIONS[1 + rng.integers(4)]
+    return Scene(background, _place(rng, [first, second], PLACES[place], 0.05), relation)
+
+
+def other_color(rng: np.random.Generator, *taken: str) -> str:
+    free = [c for c in COLORS if c not in taken]
+    return free[rng.integers(len(free))]
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """One scene of the world, held-out ones included."""
+    background = "white" if rng.random() < 0.3 else list(COLORS)[rng.integers(10)]
+    shape, color = SHAPES[rng.integers(4)], other_color(rng, background)
+    if rng.random() < 0.55:
+        return draw_group(rng, shape, color, int(rng.choice([1, 2, 3, 4], p=[0.4, 0.2, 0.2, 0.2])), background)
+    second = (SHAPES[rng.integers(4)], other_color(rng, background))
+    if second == (shape, color):  # "a red circle and a red circle" is "two red circles"
+        second = (shape, other_color(rng, background, color))
+    return draw_pair(rng, (shape, color), RELATIONS[rng.choice(5, p=[0.24, 0.19, 0.19, 0.19, 0.19])], second, background)
+
+
+def training_scene(rng: np.random.Generator) -> Scene:
+    """One scene that training may see."""
+    while (scene := random_scene(rng)).held_out:
+        pass
+    return scene
+
+
+def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """Upright, equilateral, moved down a little so that it looks centred. Distance to the nearest edge's line."""
+    circumradius = 1.2 * r
+    y = y - 0.2 * circumradius
+    return np.maximum(0.8660254 * np.abs(x) - 0.5 * y, y) - 0.5 * circumradius
+
+
+# Signed distance in pixels from the outline, negative inside, of a shape with "radius" r around the origin (y downwards).
+DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "circle": lambda x, y, r: np.hypot(x, y) - r,
+    "square": lambda x, y, r: np.maximum(np.abs(x), np.abs(y)) - 0.88 * r,
+    "triangle": _triangle,
+    "ring": lambda x, y, r: np.abs(np.hypot(x, y) - 0.76 * r) - 0.24 * r,
+}
+
+
+def render(scene: Scene, width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3], outlines smoothed over one pixel."""
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = COLORS[scene.background]
+    for thing in scene.things:
+        r = thing.radius * min(width, height)
+        cx, cy = thing.x * width, thing.y * height
+        reach = int(1.5 * r) + 2
+        x0, x1 = max(0, int(cx) - reach), min(width, int(cx) + reach + 1)
+        y0, y1 = max(0, int(cy) - reach), min(height, int(cy) + reach + 1)
+        x = np.arange(x0, x1, dtype=np.float32)[None, :] + 0.5 - cx
+        y = np.arange(y0, y1, dtype=np.float32)[:, None] + 0.5 - cy
+        cover = np.clip(0.5 - DISTANCE[thing.shape](x, y, r), 0, 1)[..., None]
+        box = canvas[y0:y1, x0:x1]
+        box += cover * (np.array(COLORS[thing.color], np.float32) - box)
+    return np.rint(canvas).astype(np.uint8)

@@ -1,0 +1,213 @@
+"""The torch backend: one Request in, Steps and a Picture out, with one model in memory at a time.
+
+It joins the parts and owns the denoising loop. It doesn't know how weights are packed (linear.py), who waits for the
+picture, or where it goes. transformers and diffusers are imported by the parts that need them, when a model is loaded.
+"""
+
+import gc
+import platform
+from collections.abc import Callable, Generator, Iterator
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import catalog, noise, plan, prompt, schedule
+from engine.hardware import Hardware
+from engine.packs import Pack, open_pack
+from engine.torch_backend import linear
+from engine.torch_backend.text_encoder import EmbeddingCache, TextEncoder
+from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
+from engine.torch_backend.vae import PictureDecoder
+from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
+
+Check = Callable[[], None]
+
+
+@torch.inference_mode()  # as a decorator: `with` around a yield would leak into whoever resumes the generator
+def denoise(
+    transformer: Flux2Transformer2DModel,
+    latents: Tensor,
+    embeddings: Tensor,
+    sigmas: np.ndarray,
+    grid: tuple[int, int],
+    check: Check,
+) -> Iterator[Tensor]:
+    """Euler steps from noise to picture: yields the latents, float32 [1, rows * columns, C], after each step.
+
+    `latents` float32 noise of that shape, `embeddings` [1, L, joint_attention_dim] in the weights' dtype, `sigmas`
+    float32 [steps + 1] falling from 1 to 0, `grid` (rows, columns). The latents stay float32 between steps.
+    """
+    img_ids, txt_ids = token_ids(embeddings.shape[1], grid, latents.device)
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        timestep = torch.full((1,), sigma, device=latents.device)
+        velocity = transformer(latents.to(embeddings.dtype), embeddings, timestep, img_ids, txt_ids, check)
+        latents = latents + (sigma_next - sigma) * velocity.float()
+        yield latents
+
+
+class Weights(NamedTuple):
+    transformer: Flux2Transformer2DModel
+    text_encoder: TextEncoder
+    decoder: PictureDecoder
+
+
+class Model:
+    """An open pack, and from the first picture on its weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pack = open_pack(folder)
+        self.tokenizer = prompt.Tokenizer(self.pack.tokenizer)
+        self.embeddings = EmbeddingCache()
+        self.weights: Weights | None = None
+
+    def load(self, device: torch.device, dtype: torch.dtype, check: Check) -> Weights:
+        """The weights on `device`, read at the first call only."""
+        if self.weights is None:
+            text_encoder = TextEncoder(self.pack.text_encoder, self.pack.notes.hidden_states, dtype, device)
+            check()
+            with torch.device("meta"):
+                transformer = Flux2Transformer2DModel.from_config(self.pack.transformer.config)
+            linear.build(transformer, self.pack.transformer, dtype, device)
+            check()
+            self.weights = Weights(transformer, text_encoder, PictureDecoder(self.pack.vae, dtype, device))
+        return self.weights
+
+
+class TorchBackend:
+    """CPU and CUDA. See engine.types.Backend for the contract."""
+
+    name = "torch"
+
+    def __init__(self, hardware: Hardware, data_dir: Path) -> None:
+        self.hardware = hardware
+        self.data_dir = data_dir
+        self._model: Model | None = None
+
+    def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
+        """Yields Step(0, n) .. Step(n, n) and a Picture.
+
+        Raises BadRequest before anything is loaded or dropped, Cancelled within one block of `cancelled` turning true,
+        EngineError when the tensors don't fit or the memory doesn't suffice.
+        """
+
+        def check() -> None:
+            if cancelled():
+                raise Cancelled("the picture was cancelled before it was finished; generate again to get it")
+
+        try:
+            yield from self._generate(request, check)
+        except torch.OutOfMemoryError:
+            self.close()
+            raise EngineError(
+                f"{self.hardware.name} has too little free memory for this picture with {request.model}; ask for a "
+                "smaller size, or close other programs that use the card"
+            ) from None
+
+    def _generate(self, request: Request, check: Check) -> Iterator[Step | Picture]:
+        clock = Clock()
+        model = self._open(catalog.find(request.model, self.data_dir))
+        pack = model.pack
+        request = plan.complete(request, pack)
+        assert request.steps is not None
+        decided = plan.plan(self.hardware, pack, request, backend=self.name)
+        device, dtype = torch.device(decided.device), getattr(torch, decided.dtype)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+        embeddings = model.embeddings.get(request.prompt)
+        if embeddings is None:
+            ids, mask, _ = model.tokenizer.encode(request.prompt, pack.notes.text_length)
+        if model is not self._model:
+            self.close()  # the old model first: two do not fit where one just does
+            self._model = model
+        was_loaded = model.weights is not None
+        weights = model.load(device, dtype, check)
+        load = 0.0 if was_loaded else clock.lap(device)
+
+        encode = 0.0
+        if embeddings is None:
+            embeddings = weights.text_encoder.encode(ids, mask, check)
+            model.embeddings.put(request.prompt, embeddings)
+            encode = clock.lap(device)
+
+        grid = token_grid(request, pack)
+        channels = pack.transformer.config["in_channels"]
+        start = torch.from_numpy(noise.noise(request.seed, (1, channels, *grid))).flatten(2).transpose(1, 2).to(device)
+        sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
+        yield Step(0, request.steps)
+        clock.lap(device)
+        denoising = denoise(weights.transformer, start, embeddings, sigmas, grid, check)
+        for index, latents in enumerate(denoising, start=1):
+            clock.wait(latents.device)  # a Step is reported when it is computed, not when it is queued
+            yield Step(index, request.steps)
+        denoised = clock.lap(device)
+
+        pixels = weights.decoder.decode(latents, grid, check)
+        decode = clock.lap(device)
+        yield Picture(
+            pixels=pixels,
+            request=request,
+            backend=self.name,
+            reason=decided.why,
+            seconds=Seconds(load=load, encode=encode, denoise=denoised, decode=decode, total=clock.total()),
+            peak_memory_bytes=peak_memory_bytes(device),
+            unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
+        )
+
+    def _open(self, folder: Path) -> Model:
+        if self._model is not None and self._model.pack.folder == folder:
+            return self._model
+        return Model(folder)
+
+    def close(self) -> None:
+        """Drop the model. The next picture loads again."""
+        self._model = None
+        gc.collect()  # hooks make circles of the modules, which would keep their memory until some later collection
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+class Clock:
+    """Wall-clock seconds, with the work queued on a CUDA device counted where it was queued."""
+
+    def __init__(self) -> None:
+        self._start = self._last = perf_counter()
+
+    def wait(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def lap(self, device: torch.device) -> float:
+        self.wait(device)
+        last, self._last = self._last, perf_counter()
+        return self._last - last
+
+    def total(self) -> float:
+        return self._last - self._start
+
+
+def token_grid(request: Request, pack: Pack) -> tuple[int, int]:
+    """(rows, columns) of image tokens of a complete request."""
+    assert request.width is not None and request.height is not None
+    side = plan.token_side(pack)
+    return request.height // side, request.width // side
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """CUDA: the most that this picture's tensors took. CPU: the most this process ever had in memory; 0 on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if platform.system() == "Windows":
+        return 0
+    if platform.system() == "Linux":
+        # not ru_maxrss, which a spawned process inherits from its parent
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes, unlike the others

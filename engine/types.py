@@ -1,0 +1,86 @@
+"""The words that every part of the engine speaks: what goes in, what comes out, what can go wrong.
+
+Imports nothing of ours, no torch and no mlx, so the page, the tests and the worker's parent can use it freely.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+VARIANTS = ("ternary", "binary", "dense")
+
+
+class EngineError(Exception):
+    """One sentence for a person: what failed, with which value, what to do next."""
+
+
+class BadRequest(EngineError):
+    """The caller asked for something impossible; nothing was started (the command line exits with 2)."""
+
+
+class Cancelled(EngineError):
+    """The caller asked to stop; raised at the next transformer block, VAE tile or text layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One picture to make. Field names are also the PNG's keys, the page's controls and, later, the columns.
+
+    `width` and `height` are pixels, `steps` Euler steps. `model` is an id of the catalogue or the path of a pack folder.
+    None means "as the pack declares": `plan.complete` fills it in.
+    """
+
+    prompt: str
+    model: str
+    seed: int = 0
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Wall-clock seconds of one picture. `load` is 0 when the model was already in memory, `encode` when the prompt was."""
+
+    load: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: `index` of `total` steps are done (0: the model and the prompt are ready)."""
+
+    index: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The result: `pixels` uint8 [height, width, 3], and how it was made."""
+
+    pixels: np.ndarray
+    request: Request
+    backend: str
+    reason: str
+    seconds: Seconds
+    peak_memory_bytes: int
+    unknown_words: tuple[str, ...] = field(default=())
+
+
+class Backend(Protocol):
+    """Something that turns a complete Request into pictures, with one model in memory at a time.
+
+    `generate` yields `Step(0, n)` .. `Step(n, n)` and then one `Picture`. Closing the generator stops the work;
+    `cancelled` is asked at every transformer block, and makes it raise `Cancelled`.
+    """
+
+    name: str
+
+    def generate(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Step | Picture]: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The page and its memory: everything a person sees. The only package that imports gradio."""

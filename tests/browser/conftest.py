@@ -1,0 +1,72 @@
+"""The page in a real Chromium. Whatever a test does, no other machine may be asked, and nothing may break."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import Served, served
+
+CHROMIUM = Path("/usr/bin/chromium")
+# The second line: else Chromium itself phones home, and the test that nothing goes out would blame the page.
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
+ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+HARMLESS = ("Autofocus processing was blocked",)
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
+
+OpenTab = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("page")) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is missing: install Debian's chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_tab(chromium: Any, page_server: Served) -> Iterator[OpenTab]:
+    """Open the page in a new window: `open_tab(viewport=.., color_scheme=..)`. What it asks and logs is judged."""
+    contexts: list[Any] = []
+    asked: list[str] = []
+    complaints: list[str] = []
+
+    def complain(message: Any) -> None:
+        if message.type in ("error", "warning") and not message.text.startswith(HARMLESS):
+            complaints.append(message.text)
+
+    def open_one(**options: Any) -> Any:
+        options.setdefault("viewport", {"width": 1280, "height": 800})
+        contexts.append(chromium.new_context(**options))
+        contexts[-1].on("request", lambda request: asked.append(request.url))
+        tab = contexts[-1].new_page()
+        tab.on("console", complain)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.set_default_timeout(20_000)
+        tab.goto(page_server.address)
+        tab.locator("#prompt textarea").wait_for()
+        return tab
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    own = (page_server.address, "data:", "blob:")
+    assert [url for url in asked if not url.startswith(own)] == []
+    assert asked
+    assert complaints == []
+
+
+@pytest.fixture
+def tab(open_tab: OpenTab) -> Any:
+    return open_tab()

@@ -1,0 +1,1 @@
+"""Writers of every pack layout, with random weights."""

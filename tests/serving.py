@@ -1,0 +1,61 @@
+"""A running page for tests: the real one, on a free port, with the fake backend in its real child process."""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.catalog import MODELS
+from engine.types import Picture, Request, Step
+from engine.worker import Worker
+from studio import serve, ui
+from studio.models import Offer
+from studio.settings import Settings, start_log
+
+WORDS = {"a", "two", "red", "green", "blue", "circle", "circles", "triangle", "on", "yellow", "background", "slow"}
+SIZES = ((256, 256), (128, 128), (192, 128))
+OFFERS = (
+    Offer("seedling-ternary", "Seedling, ternary weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20),
+    Offer("bonsai-binary", "Bonsai Image 4B, 1-bit weights", False, "cuda: a big card", ((512, 512), (96, 64)), 6),
+)
+
+
+class SlowWorker(Worker):
+    """The fake backend knows no vocabulary and is quick; this one reports words and dawdles on a `slow` prompt."""
+
+    def run(self, request: Request) -> Generator[Step | Picture, None, None]:
+        with closing(super().run(request)) as run:
+            for item in run:
+                if isinstance(item, Picture):
+                    unknown = tuple(word for word in request.prompt.split() if word not in WORDS)
+                    item = replace(item, unknown_words=unknown)
+                elif "slow" in request.prompt:
+                    time.sleep(0.6)
+                yield item
+
+
+@dataclass(frozen=True)
+class Served:
+    """An open page: where, what gradio built, and how it was set."""
+
+    address: str
+    blocks: Any
+    settings: Settings
+    engine: Worker
+
+
+@contextmanager
+def served(data_dir: Path, host: str = "127.0.0.1") -> Iterator[Served]:
+    """Serve from `data_dir` until the block ends."""
+    settings = Settings(data_dir, host=host, port=serve.free_port(host, 8600), backend="fake", open_browser=False)
+    start_log(settings)
+    serve.prepare(settings)
+    engine = SlowWorker("fake", data_dir=data_dir)
+    blocks = ui.build(engine, settings, OFFERS, [MODELS["bonsai-ternary"]])
+    try:
+        yield Served(serve.launch(blocks, settings), blocks, settings, engine)
+    finally:
+        engine.close()
+        blocks.close(verbose=False)

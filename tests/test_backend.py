@@ -1,0 +1,266 @@
+"""From Request to Picture on torch: what is yielded, stopping, repeating, switching models, and failing well."""
+
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine import plan
+from engine.hardware import Hardware
+from engine.torch_backend import backend as backend_module
+from engine.torch_backend.backend import Model, TorchBackend
+from engine.torch_backend.text_encoder import EmbeddingCache
+from engine.types import BadRequest, Cancelled, EngineError, Picture, Request, Step
+from tests.packs.writers import Dims, write_pack
+
+HARDWARE = Hardware("cpu", "test processor", 0, 1, frozenset(), "cpu: test processor")
+PROMPT = "two red circles on a blue background"
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("packs")
+    for variant in ("ternary", "dense"):
+        write_pack(root / variant, variant, Dims(double_blocks=2, single_blocks=2))
+    return root
+
+
+@pytest.fixture(scope="module")
+def backend(packs: Path) -> Iterator[TorchBackend]:
+    made = TorchBackend(HARDWARE, packs)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def request_(packs: Path) -> Request:
+    return Request(prompt=PROMPT, model=str(packs / "ternary"), seed=3, width=96, height=64)
+
+
+def never() -> bool:
+    return False
+
+
+def after(calls: int) -> Callable[[], bool]:
+    """Turns true at the call with this number."""
+    left = iter([False] * calls)
+    return lambda: next(left, True)
+
+
+def picture_of(backend: TorchBackend, request: Request) -> Picture:
+    *_, picture = backend.generate(request, never)
+    assert isinstance(picture, Picture)
+    return picture
+
+
+def test_steps_then_a_picture(backend: TorchBackend, request_: Request) -> None:
+    *steps, picture = backend.generate(request_, never)
+    assert steps == [Step(index, 4) for index in range(5)]
+    assert isinstance(picture, Picture)
+    assert picture.pixels.shape == (64, 96, 3) and picture.pixels.dtype == np.uint8 and picture.pixels.std() > 1
+    assert picture.request == replace(request_, steps=4) and picture.backend == "torch"
+    assert picture.reason.startswith("cpu: test processor")
+    seconds = picture.seconds
+    assert seconds.denoise > 0 and seconds.decode > 0
+    assert seconds.load + seconds.encode + seconds.denoise + seconds.decode <= seconds.total + 1e-9
+    assert 50e6 < picture.peak_memory_bytes < 100e9
+
+
+def test_defaults_come_from_the_pack(backend: TorchBackend, packs: Path) -> None:
+    picture = picture_of(backend, Request(prompt=PROMPT, model=str(packs / "ternary")))
+    assert (picture.request.width, picture.request.height, picture.request.steps) == (64, 64, 4)
+
+
+def test_one_seed_is_one_picture(backend: TorchBackend, request_: Request) -> None:
+    first, again = picture_of(backend, request_), picture_of(backend, request_)
+    assert first.pixels.tobytes() == again.pixels.tobytes()
+    assert picture_of(backend, replace(request_, seed=4)).pixels.tobytes() != first.pixels.tobytes()
+    assert picture_of(backend, replace(request_, prompt="a green square")).pixels.tobytes() != first.pixels.tobytes()
+    fresh = picture_of(TorchBackend(HARDWARE, backend.data_dir), request_)
+    assert fresh.pixels.tobytes() == first.pixels.tobytes()
+
+
+def test_the_second_picture_neither_loads_nor_encodes(backend: TorchBackend, request_: Request) -> None:
+    picture_of(backend, request_)
+    again = picture_of(backend, replace(request_, seed=9))
+    assert again.seconds.load == 0 and again.seconds.encode == 0
+    other = picture_of(backend, replace(request_, prompt="three green squares and a circle"))
+    assert other.seconds.load == 0 and other.seconds.encode > 0
+
+
+def test_ternary_and_its_dense_twin_draw_the_same(backend: TorchBackend, request_: Request, packs: Path) -> None:
+    ternary = picture_of(backend, request_).pixels.astype(int)
+    dense = picture_of(backend, replace(request_, model=str(packs / "dense"))).pixels.astype(int)
+    assert np.abs(ternary - dense).max() <= 1
+
+
+def test_cancel_inside_a_step(backend: TorchBackend, request_: Request) -> None:
+    """Warm, each of the four steps asks four times: 2 + 2 blocks. The seventh answer falls into the second step."""
+    whole = picture_of(backend, request_)
+    seen = []
+    with pytest.raises(Cancelled, match="cancelled"):
+        for event in backend.generate(request_, after(6)):
+            seen.append(event)
+    assert seen == [Step(0, 4), Step(1, 4)]
+    assert picture_of(backend, request_).pixels.tobytes() == whole.pixels.tobytes()
+
+
+def test_cancel_is_asked_everywhere(packs: Path, request_: Request) -> None:
+    """Stopping a cold start at every question it asks ends it there, and never spoils the next run."""
+    asked = 0
+
+    def count() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    whole = list(TorchBackend(HARDWARE, packs).generate(request_, count))[-1]
+    assert isinstance(whole, Picture)
+    layers, blocks, decoder = 1 + 3, 4 * 4, 1 + 4
+    assert asked >= layers + blocks + decoder
+    fresh, stopped = TorchBackend(HARDWARE, packs), 0
+    events: list[Step | Picture] = []
+    while not events:
+        try:
+            events = list(fresh.generate(request_, after(stopped)))
+        except Cancelled:
+            stopped += 1  # later: by now the model is loaded, and then the prompt encoded
+    assert stopped >= blocks + decoder
+    assert isinstance(events[-1], Picture) and events[-1].pixels.tobytes() == whole.pixels.tobytes()
+
+
+def test_closing_the_generator_stops_the_work(backend: TorchBackend, request_: Request) -> None:
+    whole = picture_of(backend, request_)
+    calls: list[int] = []
+    hook = backend._model.weights.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    running = backend.generate(request_, never)
+    assert next(running) == Step(0, 4) and next(running) == Step(1, 4)
+    running.close()
+    hook.remove()
+    assert len(calls) == 1
+    assert picture_of(backend, request_).pixels.tobytes() == whole.pixels.tobytes()
+
+
+def test_inference_mode_stays_inside_whichever_thread_resumes(backend: TorchBackend, request_: Request) -> None:
+    expected = picture_of(backend, request_)
+    running = backend.generate(request_, never)
+    events: list[Step | Picture] = []
+
+    def resume() -> None:
+        events.append(next(running))
+        assert not torch.is_inference_mode_enabled()
+
+    for _ in range(6):
+        thread = threading.Thread(target=resume)
+        thread.start()
+        thread.join()
+    assert not torch.is_inference_mode_enabled()
+    assert isinstance(events[-1], Picture) and np.array_equal(events[-1].pixels, expected.pixels)
+
+
+def test_switching_drops_the_old_model_first(
+    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = TorchBackend(HARDWARE, packs)
+    picture_of(backend, request_)
+    old = backend._model.weights
+    watched = [weakref.ref(old.transformer), weakref.ref(old.text_encoder.model), weakref.ref(old.decoder.vae)]
+    del old
+    alive_at_load: list[int] = []
+    load = Model.load
+
+    def spy(self: Model, *args: object) -> object:
+        alive_at_load.append(sum(reference() is not None for reference in watched))
+        return load(self, *args)
+
+    monkeypatch.setattr(Model, "load", spy)
+    picture_of(backend, replace(request_, model=str(packs / "dense")))
+    assert alive_at_load == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt": " "}, {"width": 97}, {"steps": 0}, {"seed": -1}, {"model": "no-such-model"}, {"prompt": "red " * 90}],
+)
+def test_a_bad_request_leaves_the_model_alone(
+    backend: TorchBackend, request_: Request, packs: Path, change: dict[str, object]
+) -> None:
+    picture_of(backend, request_)
+    kept = backend._model
+    with pytest.raises(BadRequest):
+        list(backend.generate(replace(request_, **{"model": str(packs / "dense")} | change), never))
+    assert backend._model is kept and kept is not None
+
+
+def test_unknown_words_are_told(backend: TorchBackend, request_: Request) -> None:
+    assert picture_of(backend, request_).unknown_words == ()
+    assert picture_of(backend, replace(request_, prompt="a red elephant")).unknown_words == ("elephant",)
+
+
+def test_tensors_that_do_not_fit_make_one_sentence(tmp_path: Path, request_: Request) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = write_pack(tmp_path / "spoilt", "dense") / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.surplus.weight"] = torch.zeros(1)
+    save_file(tensors, file)
+    with pytest.raises(EngineError, match="unexpected decoder.surplus.weight") as refused:
+        list(TorchBackend(HARDWARE, tmp_path).generate(replace(request_, model=str(tmp_path / "spoilt")), never))
+    assert "\n" not in str(refused.value)
+
+
+def test_bfloat16_draws_the_same_picture_roughly(
+    packs: Path, backend: TorchBackend, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number format of CUDA, and of big packs on a CPU that multiplies it. Weights stay as small as the files."""
+    exact = picture_of(backend, request_).pixels.astype(int)
+    monkeypatch.setattr(plan, "plan", lambda *_, **__: plan.Plan("torch", "cpu", "bfloat16", "asked for"))
+    half = TorchBackend(HARDWARE, packs)
+    rough = picture_of(half, request_).pixels.astype(int)
+    assert 0 < np.abs(rough - exact).mean() < 2
+    model = half._model
+    for module, component in (
+        (model.weights.transformer, model.pack.transformer),
+        (model.weights.text_encoder.model, model.pack.text_encoder),
+    ):
+        assert sum(tensor.nbytes for tensor in module.state_dict().values()) <= component.bytes_on_disk
+
+
+def test_out_of_memory_is_a_sentence(
+    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    backend = TorchBackend(HARDWARE, packs)
+    monkeypatch.setattr(backend_module, "denoise", exhausted)
+    with pytest.raises(EngineError, match="smaller size"):
+        list(backend.generate(request_, never))
+    monkeypatch.undo()
+    assert picture_of(backend, request_).pixels.std() > 1
+
+
+def test_embedding_cache_is_bounded_and_forgets_the_oldest() -> None:
+    cache = EmbeddingCache(max_bytes=2 * 400)
+    one, two, three = (torch.full((100,), float(number)) for number in range(3))
+    cache.put("one", one)
+    cache.put("two", two)
+    assert cache.get("one") is one  # used again, so "two" is the oldest now
+    cache.put("three", three)
+    assert cache.get("two") is None and cache.get("one") is one and cache.get("three") is three
+    cache.put("big", torch.zeros(1000))
+    assert cache.get("big") is not None and cache.get("one") is None
+
+
+def test_importing_the_backend_is_quick() -> None:
+    """transformers and diffusers take seconds to import; they wait until a model is loaded."""
+    code = "import sys, engine.torch_backend.backend; print({'transformers', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,73 @@
+"""The table's numbers: the keys scripts rely on, and sizes that agree with the files."""
+
+from pathlib import Path
+
+import pytest
+
+from engine import bench
+from engine.packs import open_pack
+from engine.plan import Plan
+from engine.types import BadRequest
+from tests.packs.writers import write_packs
+
+KEYS = (
+    "model backend device size steps runs seconds_per_image seconds_per_step encode_s decode_s load_s "
+    "peak_memory_bytes mean_active_memory_bytes weights_bytes"
+).split()
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_packs(tmp_path_factory.mktemp("packs"))
+
+
+def test_the_keys_and_what_they_mean(packs: Path, tmp_path: Path) -> None:
+    facts = bench.run(str(packs / "ternary"), (96, 64), 2, 3, "fake", tmp_path)
+    assert list(facts) == KEYS
+    assert (facts["backend"], facts["size"], facts["steps"], facts["runs"]) == ("fake", "96x64", 2, 3)
+    image = facts["seconds_per_image"]
+    assert list(image) == ["median", "min", "max"]
+    assert 0.02 < image["min"] <= image["median"] <= image["max"]
+    assert 0.01 < facts["seconds_per_step"] < image["max"]
+    assert facts["load_s"] > 0.05  # a process was started
+    assert list(facts["weights_bytes"]) == ["transformer", "text_encoder", "vae"]
+
+
+def test_resident_memory_is_that_of_the_engine_process(packs: Path, tmp_path: Path) -> None:
+    facts = bench.run(str(packs / "ternary"), None, None, 1, "fake", tmp_path)
+    mean = facts["mean_active_memory_bytes"]
+    if Path("/proc/self/status").exists():
+        assert 10e6 < mean < 300e6  # Python and NumPy, not the torch of the process that runs the tests
+    else:
+        assert mean is None
+
+
+def test_bytes_on_disk_are_the_files(packs: Path) -> None:
+    pack = open_pack(packs / "binary")
+    files = (packs / "binary" / "transformer-packed-mflux").glob("*.safetensors")
+    assert bench.weights_on_disk(pack)["transformer"] == sum(file.stat().st_size for file in files)
+
+
+def test_packed_layers_stay_packed_in_memory(packs: Path) -> None:
+    as_float = Plan("torch", "cpu", "float32", "")
+    dense, ternary, binary = (
+        bench.transformer_in_memory(open_pack(packs / v), as_float) for v in ("dense", "ternary", "binary")
+    )
+    # The same parameters: dense ones take 4 bytes, packed ones 2/8 or 1/8 and 4/128 for scale and bias.
+    pack = open_pack(packs / "ternary").transformer
+    codes = [name.removesuffix(".scales") for name in pack.tensors if name.endswith(".scales")]
+    packed = sum(pack.tensors[f"{name}.weight"].nbytes * 4 for name in codes)
+    assert dense - ternary == pytest.approx(packed * (4 - 2 / 8 - 4 / 128))
+    assert ternary - binary == pytest.approx(packed / 8)
+    assert bench.transformer_in_memory(open_pack(packs / "dense"), Plan("torch", "cpu", "bfloat16", "")) == dense / 2
+
+
+def test_every_picture_has_a_prompt_of_its_own() -> None:
+    prompts = list(bench._prompts())
+    assert len(set(prompts)) == len(prompts) == bench.MAX_RUNS + 1
+
+
+@pytest.mark.parametrize("runs", [0, -1, 101])
+def test_impossible_runs_are_refused(packs: Path, tmp_path: Path, runs: int) -> None:
+    with pytest.raises(BadRequest, match=f"{runs} runs .* 1 to 100"):
+        bench.run(str(packs / "ternary"), None, None, runs, "fake", tmp_path)

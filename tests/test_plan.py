@@ -1,0 +1,135 @@
+"""What a request is completed to, what is refused with which words, and where it runs for which reason."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine import plan
+from engine.hardware import Hardware
+from engine.packs import Pack, open_pack
+from engine.types import BadRequest, Request
+from tests.packs.writers import write_pack
+
+CPU = Hardware("cpu", "EPYC", 8 << 30, 2, frozenset({"avx2"}), "cpu: EPYC, 2 cores")
+MODERN = replace(CPU, features=frozenset({"avx2", "avx512_bf16"}))
+CUDA = Hardware("cuda", "NVIDIA H200", 140 << 30, 16, frozenset(), "cuda: NVIDIA H200")
+MAC = Hardware("mps", "Apple M4", 24 << 30, 10, frozenset(), "mps: Apple M4, Apple Silicon")
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return open_pack(write_pack(tmp_path_factory.mktemp("packs") / "tiny", "ternary"))
+
+
+def request(**changes: object) -> Request:
+    return replace(Request("a red circle", "tiny"), **changes)  # type: ignore[arg-type]
+
+
+def test_open_fields_are_filled_from_the_pack_and_stay(pack: Pack) -> None:
+    complete = plan.complete(request(), pack)
+    assert (complete.width, complete.height, complete.steps) == (64, 64, 4)
+    assert plan.complete(complete, pack) == complete
+    asked = request(seed=5, width=96, height=64, steps=7)
+    assert plan.complete(asked, pack) == asked
+
+
+def test_without_a_pack_the_real_models_values_hold() -> None:
+    complete = plan.complete(request(), None)
+    assert (complete.width, complete.height, complete.steps) == (512, 512, 4)
+    assert plan.token_side(None) == 16
+
+
+def test_a_size_that_is_not_declared_but_possible_is_made(pack: Pack) -> None:
+    assert plan.token_side(pack) == 16
+    assert plan.complete(request(width=128, height=32), pack).width == 128
+    assert plan.complete(request(width=2048, height=2048), pack).height == 2048
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": " \n\t"}, "the prompt is empty"),
+        ({"prompt": "x" * 20_001}, "has 20001 characters: give at most 20000"),
+        ({"prompt": "a\udcff"}, "character 2 of the prompt"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 2**63}, f"seed {2**63} is out of range"),
+        ({"steps": 0}, "0 steps .* 1 to 50"),
+        ({"steps": 51}, "51 steps .* 1 to 50"),
+        ({"width": 127, "height": 128}, "127x128 is impossible: .* multiples of 32; .* 64x64, 32x32, 96x64"),
+        ({"width": 0, "height": 0}, "0x0 is impossible"),
+        ({"width": -32, "height": 64}, "-32x64 is impossible"),
+        ({"width": 16, "height": 16}, "16x16 is impossible"),
+        ({"width": 2048, "height": 2080}, "2048x2080 is too large: at most 4194304 pixels"),
+        ({"width": 64}, "width 64 alone"),
+        ({"height": 96}, "height 96 alone"),
+    ],
+)
+def test_the_impossible_is_refused_in_one_sentence(pack: Pack, changes: dict, words: str) -> None:
+    with pytest.raises(BadRequest, match=words) as refusal:
+        plan.complete(request(**changes), pack)
+    assert "\n" not in str(refusal.value)
+
+
+def test_largest_seed_and_declared_sizes_pass(pack: Pack) -> None:
+    plan.complete(request(seed=2**63 - 1), pack)
+    for width, height in pack.notes.sizes:
+        plan.complete(request(width=width, height=height), pack)
+
+
+def test_a_small_pack_runs_in_float32_on_every_cpu(pack: Pack) -> None:
+    old, modern = plan.plan(CPU, pack, request()), plan.plan(MODERN, pack, request())
+    for chosen in (old, modern):
+        assert (chosen.backend, chosen.device, chosen.dtype) == ("torch", "cpu", "float32")
+    assert "no bfloat16 arithmetic" in old.why and old.why.startswith(CPU.reason)
+    assert "are under 268 MB" in modern.why
+
+
+def test_a_big_pack_runs_in_bfloat16_where_the_cpu_multiplies_it(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "BIG_TRANSFORMER", pack.transformer.bytes_on_disk)
+    assert plan.plan(CPU, pack, request()).dtype == "float32"
+    chosen = plan.plan(MODERN, pack, request())
+    assert chosen.dtype == "bfloat16" and "avx512_bf16" in chosen.why
+
+
+def test_cuda_is_used_when_torch_can(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "torch_has_cuda", lambda: True)
+    chosen = plan.plan(CUDA, pack, request())
+    assert (chosen.backend, chosen.device, chosen.dtype) == ("torch", "cuda", "bfloat16")
+    assert chosen.why.startswith("cuda: NVIDIA H200")
+    monkeypatch.setattr(plan, "torch_has_cuda", lambda: False)
+    chosen = plan.plan(CUDA, pack, request())
+    assert chosen.device == "cpu" and "NVIDIA H200 is idle, because torch is a build without CUDA" in chosen.why
+
+
+def test_apple_silicon_uses_the_cpu_until_mlx_comes(pack: Pack) -> None:
+    chosen = plan.plan(MAC, pack, request())
+    assert (chosen.device, chosen.dtype) == ("cpu", "float32") and "MLX" in chosen.why
+
+
+def test_backends_by_name(pack: Pack) -> None:
+    assert plan.plan(CPU, pack, request(), "torch").backend == "torch"
+    assert plan.plan(CPU, pack, request(), "fake").backend == "fake"
+    for name, words in (("tpu", "unknown backend 'tpu'; known: auto, torch, mlx, fake"), ("mlx", "not part of this")):
+        with pytest.raises(BadRequest, match=words):
+            plan.plan(CPU, pack, request(), name)
+
+
+@pytest.mark.parametrize(
+    ("line", "has"), [("cuda: Optional[str] = None", False), ("cuda: Optional[str] = '13.0'", True), ("x = '1'", False)]
+)
+def test_torch_is_asked_for_cuda_without_importing_it(monkeypatch, tmp_path: Path, line: str, has: bool) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip: Optional[str] = '6'\n")
+
+    class Found:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: Found)
+    assert plan.torch_has_cuda() is has
+
+
+def test_what_torch_says_of_itself_agrees() -> None:
+    import torch
+
+    assert plan.torch_has_cuda() == (torch.version.cuda is not None)
