@@ -1,12 +1,14 @@
-"""How often a demo model draws what it is asked, and pictures of a public benchmark's prompts in that benchmark's folders.
+"""How often a demo model draws what it is asked; and pictures of a public benchmark's prompts in its own folders.
 
 The questions and the checker are the shape world's (engine.seedling): scores of a demo model say nothing about the 4B
 models, whose own benchmarks need their own judges; `export` prepares the pictures for those. Knows no page and no SQL.
 """
 
+import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from engine import catalog
-from engine.packs import open_pack
+from engine.packs import NOTES_FILE, open_pack
 from engine.seedling.checker import check
 from engine.seedling.questions import TASKS, Question, questions
 from engine.types import BadRequest, Picture, Request
@@ -26,167 +28,210 @@ RESAMPLES = 2000
 
 
 def run(model: str, limit: int | None, data_dir: Path, backend: str = "auto", lang: str = "all") -> dict[str, Any]:
-    """Ask `limit` questions (None: 720), spread over the six tasks; the same questions and seeds for every model.
+    """Ask at most `limit` questions (None: 720), as many of each task, the same with the same seeds for all models.
 
-    Keeps the answers in `data_dir`/evaluations, so that a later run of another model is compared with the dense reference
-    question by question: `interval` is the 95 % bootstrap interval of `overall`, `against` that of the ratio to the
-    reference, where it was asked the same. Raises BadRequest for a model of another world or language.
+    Keeps the answers in `data_dir`/evaluations, so that a later run of another model is compared with the dense
+    reference question by question: `interval` is the 95 % bootstrap interval of `overall`, `against` that of the ratio
+    to the reference, where it was asked the same. Raises BadRequest for a model of another world or language, a limit
+    that leaves a task without a question, and a data folder that cannot be written.
     """
-    notes = open_pack(catalog.find(model, data_dir)).notes
+    folder = catalog.find(model, data_dir)
+    notes = open_pack(folder).notes
     if not notes.demo:
         raise BadRequest(f"{model} is no demo model, and these questions are about plain shapes; use --export geneval")
     if lang not in ("all", *notes.languages):
         raise BadRequest(f"{model} does not know the language {lang!r}; it knows {', '.join(notes.languages)}")
-    per_task = PER_TASK if limit is None else -(-limit // len(TASKS))
+    per_task = PER_TASK if limit is None else min(PER_TASK, limit // len(TASKS))
+    if per_task < 1:
+        raise BadRequest(f"a limit of {limit} leaves a task without a question; give {len(TASKS)} or more")
+    kept = data_dir / "evaluations"
+    _make_writable(kept)
     asked = questions(per_task)
-    right = dict(_answers(asked, model, backend, data_dir))
-    scores = _by_task(asked, right)
-    tasks = {task: float(np.mean(scores[task])) for task in TASKS}
-    overall = float(np.mean(list(tasks.values())))
-    folder = data_dir / "evaluations"
-    _keep(folder / f"{Path(model).name}.json", right)
+    right = {
+        _key(question): check(picture.pixels, question.wanted).right
+        for question, picture in pictures(asked, model, backend, data_dir)
+    }
+    _keep(kept / f"{Path(model).name}.json", folder, right)
+    scores, draws = _by_task(asked, right), _draws(per_task)
+    tasks = dict(zip(TASKS, scores.mean(axis=1).tolist(), strict=True))
+    overall = float(scores.mean())
     result = {"model": model, "n": len(asked), "overall": overall, "tasks": tasks, "languages": {"en": overall}}
-    result["interval"] = _interval(np.stack([_overall(scores, draw) for draw in _draws(per_task)]))
-    reference = _kept(folder / f"{REFERENCE}.json")
-    if model != REFERENCE and right.keys() <= reference.keys():
+    result["interval"] = _interval(_overall(scores, draws))
+    reference = {} if model == REFERENCE else _kept(kept / f"{REFERENCE}.json", catalog.folder_of(REFERENCE, data_dir))
+    if right.keys() <= reference.keys():
         theirs = _by_task(asked, reference)
-        ratios = np.stack([_overall(scores, d) / max(_overall(theirs, d), 1e-9) for d in _draws(per_task)])
-        mean = overall / max(1e-9, float(np.mean([np.mean(theirs[task]) for task in TASKS])))
-        result["against"] = {"model": REFERENCE, "ratio": mean, "interval": _interval(ratios)}
+        ratio = overall / max(float(theirs.mean()), 1e-9)
+        ratios = _overall(scores, draws) / np.maximum(_overall(theirs, draws), 1e-9)
+        result["against"] = {"model": REFERENCE, "ratio": ratio, "interval": _interval(ratios)}
     return result
 
 
 def pictures(asked: list[Question], model: str, backend: str, data_dir: Path) -> Iterator[tuple[Question, Picture]]:
     """Each question with the model's picture of it, at the size and steps that the pack declares."""
-    worker = Worker(backend, data_dir=data_dir)
-    try:
+    with closing(Worker(backend, data_dir=data_dir)) as worker:
         for question in asked:
-            for answer in worker.run(Request(question.prompt, model, question.seed)):
-                if isinstance(answer, Picture):
-                    yield question, answer
-    finally:
-        worker.close()
+            yield question, _picture(worker, question.prompt, model, question.seed)
 
 
-def _answers(asked: list[Question], model: str, backend: str, data_dir: Path) -> Iterator[tuple[str, bool]]:
-    for question, picture in pictures(asked, model, backend, data_dir):
-        yield f"{question.task}: {question.prompt}", check(picture.pixels, question.wanted).right
+def _picture(worker: Worker, prompt: str, model: str, seed: int) -> Picture:
+    """The end of a run, which is read to its last word: leaving it earlier would cancel it."""
+    return [answer for answer in worker.run(Request(prompt, model, seed)) if isinstance(answer, Picture)][-1]
 
 
-def _by_task(asked: list[Question], right: dict[str, bool]) -> dict[str, np.ndarray]:
-    scores: dict[str, list[bool]] = defaultdict(list)
-    for question in asked:
-        scores[question.task].append(right[f"{question.task}: {question.prompt}"])
-    return {task: np.array(answers, float) for task, answers in scores.items()}
+def _key(question: Question) -> str:
+    return f"{question.task}: {question.prompt}"
 
 
-def _draws(per_task: int) -> Iterator[np.ndarray]:
-    """Bootstrap samples of question numbers [tasks, per_task], alike for every model: that makes the interval paired."""
-    rng = np.random.default_rng(0)
-    for _ in range(RESAMPLES):
-        yield rng.integers(0, per_task, (len(TASKS), per_task))
+def _by_task(asked: list[Question], right: dict[str, bool]) -> np.ndarray:
+    """Answers as 0 or 1, float [tasks, questions of each]."""
+    return np.array([[right[_key(q)] for q in asked if q.task == task] for task in TASKS], float)
 
 
-def _overall(scores: dict[str, np.ndarray], draw: np.ndarray) -> float:
-    return float(np.mean([scores[task][chosen].mean() for task, chosen in zip(TASKS, draw, strict=True)]))
+def _draws(per_task: int) -> np.ndarray:
+    """Bootstrap samples of question numbers [samples, tasks, per_task], alike for all models, which pairs them."""
+    return np.random.default_rng(0).integers(0, per_task, (RESAMPLES, len(TASKS), per_task))
+
+
+def _overall(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The mean of the tasks' means in every bootstrap sample, float [samples]."""
+    return scores[np.arange(len(TASKS))[:, None], draws].mean(axis=(1, 2))
 
 
 def _interval(samples: np.ndarray) -> list[float]:
     return [float(edge) for edge in np.percentile(samples, (2.5, 97.5))]
 
 
-def _keep(path: Path, right: dict[str, bool]) -> None:
+def _make_writable(folder: Path) -> None:
+    """Make a folder and try it: better refused now than after an hour of pictures."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(right, ensure_ascii=False, indent=0), encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise BadRequest(f"can't keep the answers in {path}: {error.strerror}; choose another folder with --data") from None
+        raise BadRequest(f"can't write into {folder}: {error.strerror}; choose another folder") from None
 
 
-def _kept(path: Path) -> dict[str, bool]:
+def _digest(folder: Path) -> str | None:
+    """Stands for everything in a pack, since its notes hold the hashes of the other files."""
+    notes = folder / NOTES_FILE
+    return hashlib.sha256(notes.read_bytes()).hexdigest() if notes.is_file() else None
+
+
+def _keep(path: Path, pack: Path, right: dict[str, bool]) -> None:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        text = json.dumps({"pack": _digest(pack), "right": right}, ensure_ascii=False, indent=0)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadRequest(f"can't keep the answers in {path}: {error.strerror}; choose another --data folder") from None
+
+
+def _kept(path: Path, pack: Path) -> dict[str, bool]:
+    """The answers that exactly this pack gave before; none where it was never asked or has changed since."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return dict(kept["right"]) if kept["pack"] == _digest(pack) else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
 def export(kind: str, folder: Path, prompts: Path, model: str, data_dir: Path, backend: str = "auto") -> dict[str, Any]:
     """Pictures for a public benchmark, from its own prompt file, in the folders that its judge reads.
 
-    geneval: a JSONL file with "prompt" in every line -> NNNNN/metadata.jsonl and NNNNN/samples/0000.png .. 0003.png.
-    dpg: a folder of NAME.txt, or one such file -> NAME.png, four pictures in a 2 x 2 grid.
-    hps: a JSON list of prompts -> NNNNN.jpg (quality 95). Raises BadRequest for a file that is not of that form.
+    geneval: evaluation_metadata.jsonl -> NNNNN/metadata.jsonl (that line) and NNNNN/samples/0000.png .. 0003.png.
+    dpg: the folder of NAME.txt, or one such file -> NAME.png, four pictures in a 2 x 2 grid; the judge's RESOLUTION is
+    the width of one. hps: a list of prompts STYLE.json, or a folder of them -> STYLE/NNNNN.jpg as HPSv2 reads it, and
+    the prompt beside it in NNNNN.txt for HPSv3. Raises BadRequest for prompts that are not of that form, and for a
+    folder that cannot be written.
     """
-    jobs = {"geneval": _geneval, "dpg": _dpg, "hps": _hps}[kind](prompts)
-    done = 0
-    worker = Worker(backend, data_dir=data_dir)
+    read, write, count = _LAYOUTS[kind]
+    jobs = read(prompts)
+    _make_writable(folder)
     try:
-        for name, prompt, about in jobs:
-            made = [_one(worker, prompt, model, seed) for seed in range(1 if kind == "hps" else 4)]
-            _write(kind, folder, name, made, about)
-            done += len(made)
+        with closing(Worker(backend, data_dir=data_dir)) as worker:
+            for name, prompt, line in jobs:
+                made = [_picture(worker, prompt, model, seed).pixels for seed in range(count)]
+                write(folder / name, [Image.fromarray(pixels) for pixels in made], line)
     except OSError as error:
         raise BadRequest(f"can't write into {folder}: {error.strerror}; choose another folder") from None
-    finally:
-        worker.close()
-    return {"model": model, "layout": kind, "folder": str(folder), "prompts": len(jobs), "pictures": done}
+    return {
+        "model": model, "layout": kind, "folder": str(folder), "prompts": len(jobs), "pictures": count * len(jobs),
+    }  # fmt: skip
 
 
 Job = tuple[str, str, str]
-"""name, prompt, the line of the prompt file"""
+"""Where it goes, below the folder; the prompt; what the layout keeps of the prompt file."""
 
 
-def _read(path: Path) -> str:
+def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"can't read the prompt file {path}: {error}; give the benchmark's own file") from None
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BadRequest(f"can't read the prompts {path}: {error.strerror}; give the benchmark's own file") from None
+    except UnicodeDecodeError:
+        raise BadRequest(f"{path} is not text in UTF-8; give the benchmark's own prompt file") from None
 
 
-def _geneval(path: Path) -> list[Job]:
-    lines = [line for line in _read(path).splitlines() if line.strip()]
+def _files(path: Path, ending: str) -> list[Path]:
+    """The file itself, or those of a folder that end so."""
+    if not path.is_dir():
+        return [path]
+    if files := sorted(path.glob(f"[!.]*{ending}")):
+        return files
+    raise BadRequest(f"{path} holds no {ending} files; give the benchmark's own folder of prompts")
+
+
+def _read_geneval(path: Path) -> list[Job]:
+    lines = [line for line in _text(path).split("\n") if line.strip()]  # not splitlines: JSON may hold other breaks
     try:
-        return [(f"{number:05}", str(json.loads(line)["prompt"]), line) for number, line in enumerate(lines)]
+        jobs = [(f"{number:05}", json.loads(line)["prompt"], line.strip()) for number, line in enumerate(lines)]
     except (ValueError, KeyError, TypeError):
-        raise BadRequest(f"{path} is not GenEval's JSON lines with a prompt in each; give its evaluation_metadata.jsonl") from None
+        jobs = []
+    if not jobs or not all(isinstance(prompt, str) for _, prompt, _ in jobs):
+        raise BadRequest(f"{path} is not JSON lines with a prompt in each; give GenEval's evaluation_metadata.jsonl")
+    return jobs
 
 
-def _dpg(path: Path) -> list[Job]:
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise BadRequest(f"{path} holds no .txt files; give DPG-Bench's folder of prompts")
-    return [(file.stem, _read(file).strip(), "") for file in files]
+def _read_dpg(path: Path) -> list[Job]:
+    return [(f"{file.stem}.png", _text(file).strip(), "") for file in _files(path, ".txt")]
 
 
-def _hps(path: Path) -> list[Job]:
-    try:
-        prompts = json.loads(_read(path))
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError
-    except ValueError:
-        raise BadRequest(f"{path} is not a JSON list of prompts; give one of HPS's benchmark files") from None
-    return [(f"{number:05}", prompt, "") for number, prompt in enumerate(prompts)]
+def _read_hps(path: Path) -> list[Job]:
+    jobs = []
+    for file in _files(path, ".json"):
+        try:
+            prompts = json.loads(_text(file))
+        except ValueError:
+            prompts = None
+        if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise BadRequest(f"{file} is not a JSON list of prompts; give HPSv2's benchmark files, such as anime.json")
+        jobs += [(f"{file.stem}/{number:05}.jpg", prompt, prompt) for number, prompt in enumerate(prompts)]
+    return jobs
 
 
-def _one(worker: Worker, prompt: str, model: str, seed: int) -> Image.Image:
-    picture = next(a for a in worker.run(Request(prompt, model, seed)) if isinstance(a, Picture))
-    return Image.fromarray(picture.pixels)
+def _write_geneval(target: Path, made: list[Image.Image], line: str) -> None:
+    (target / "samples").mkdir(parents=True, exist_ok=True)
+    (target / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
+    for number, image in enumerate(made):
+        image.save(target / "samples" / f"{number:04}.png")
 
 
-def _write(kind: str, folder: Path, name: str, made: list[Image.Image], about: str) -> None:
-    if kind == "geneval":
-        samples = folder / name / "samples"
-        samples.mkdir(parents=True, exist_ok=True)
-        (folder / name / "metadata.jsonl").write_text(about + "\n", encoding="utf-8")
-        for number, image in enumerate(made):
-            image.save(samples / f"{number:04}.png")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "hps":
-        made[0].save(folder / f"{name}.jpg", quality=95)
-        return
+def _write_dpg(target: Path, made: list[Image.Image], line: str) -> None:
     width, height = made[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for number, image in enumerate(made):
         grid.paste(image, (number % 2 * width, number // 2 * height))
-    grid.save(folder / f"{name}.png")
+    grid.save(target)
+
+
+def _write_hps(target: Path, made: list[Image.Image], line: str) -> None:
+    target.parent.mkdir(exist_ok=True)
+    made[0].save(target, quality=95)  # JPEG because the judge looks for that name
+    target.with_suffix(".txt").write_text(line, encoding="utf-8")
+
+
+Reader = Callable[[Path], list[Job]]
+Writer = Callable[[Path, list[Image.Image], str], None]
+_LAYOUTS: dict[str, tuple[Reader, Writer, int]] = {
+    "geneval": (_read_geneval, _write_geneval, 4),
+    "dpg": (_read_dpg, _write_dpg, 4),
+    "hps": (_read_hps, _write_hps, 1),
+}

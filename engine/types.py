@@ -28,8 +28,8 @@ class Cancelled(EngineError):
 class Request:
     """One picture to make. Field names are also the PNG's keys, the page's controls and, later, the columns.
 
-    `width` and `height` are pixels, `steps` Euler steps. `model` is an id of the catalogue or the path of a pack folder.
-    None means "as the pack declares": `plan.complete` fills it in.
+    `width` and `height` are pixels, `steps` Euler steps. `model` is an id of the catalogue or the path of a pack
+    folder. None means "as the pack declares": `plan.complete` fills it in.
     """
 
     prompt: str
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Wall-clock seconds of one picture. `load` is 0 when the model was already in memory, `encode` when the prompt was."""
+    """Wall-clock seconds of one picture. `load` and `encode` are 0 where model and prompt were already in memory."""
 
     load: float = 0.0
     encode: float = 0.0

@@ -18,7 +18,7 @@ Filling = dict[str, Any]
 
 
 def filling(**values: Any) -> Filling:
-    """The value of a template: strings, numbers, booleans, and lists of dicts of them, with every string made harmless."""
+    """The value of a template: strings, numbers, booleans and lists of dicts of them, every string made harmless."""
     return {name: _literal(value) for name, value in values.items()}
 
 

@@ -8,7 +8,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.catalog import Model
 from engine.plan import MAX_STEPS
@@ -77,6 +77,10 @@ class Page:
         said = f"A demo model: small, made to show what the studio does.{known}" if offer.demo else ""
         return filling(label=offer.label, demo=said, why=_sentence(f"runs on {offer.why}"))
 
+    def choices(self, model: str) -> tuple[list[tuple[str, str]], int]:
+        """The sizes that the model declares, as (label, value), the default first; and its steps."""
+        return _sizes(self._offers[model]), self._offers[model].steps
+
     def _request(self, prompt: str, size: str, seed: float, steps: float, model: str) -> Request:
         if seed is None or steps is None:
             raise BadRequest(f"the {'seed' if seed is None else 'number of steps'} is empty: give a whole number")
@@ -123,82 +127,108 @@ class Page:
         return gr.skip(), progress, gr.skip(), gr.update(interactive=True), gr.update(interactive=False)
 
 
+class Controls(NamedTuple):
+    """Everything on the page that an event reads or changes."""
+
+    brand: Any
+    model: Any
+    prompt: Any
+    generate: Any
+    stop: Any
+    examples: list[Any]
+    size: Any
+    seed: Any
+    dice: Any
+    steps: Any
+    facts: Any
+    image: Any
+    progress: Any
+    note: Any
+
+
 def build(engine: Engine, settings: Settings, offers: Sequence[Offer], others: Sequence[Model] = ()) -> "gr.Blocks":
     """The page for these models (the first is chosen), with `others` named as what could be installed."""
     import gradio as gr
 
-    page, first = Page(engine, settings, offers), offers[0]
+    page = Page(engine, settings, offers)
+    with gr.Blocks(title="Niwaki", analytics_enabled=False, fill_width=True) as blocks:
+        _wire(blocks, page, _lay_out(page, offers, _others(others, settings)))
+    return blocks
 
-    def generate(prompt, size, seed, steps, model, request: gr.Request):  # type: ignore[no-untyped-def]
+
+def _lay_out(page: Page, offers: Sequence[Offer], others: Filling) -> Controls:
+    import gradio as gr
+
+    first = offers[0]
+    with gr.Row(elem_id="bar"):
+        brand = template("bar", page.bar(first.model), elem_id="brand")
+        model = gr.Dropdown(
+            [(offer.label, offer.model) for offer in offers],
+            value=first.model, label="Model", elem_id="model", min_width=360, scale=0, filterable=False,
+        )  # fmt: skip
+    with gr.Row(elem_id="desk"):
+        with gr.Column(elem_id="controls", min_width=300, scale=0):
+            prompt = gr.Textbox(
+                label="What should the picture show?", placeholder=EXAMPLES[0], lines=1, max_lines=8,
+                autofocus=True, elem_id="prompt",
+            )  # fmt: skip
+            with gr.Row(elem_id="go"):
+                generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+                stop = gr.Button("Stop", elem_id="stop", interactive=False, scale=1, min_width=80)
+            with gr.Row(elem_id="examples"):
+                examples = [gr.Button(text, size="sm", min_width=0, elem_classes="example") for text in EXAMPLES]
+            size = gr.Radio(_sizes(first), value=_sizes(first)[0][1], label="Size", elem_id="size")
+            with gr.Row(elem_id="luck"):
+                seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=120, scale=1)
+                dice = gr.Button("⚄ New seed", elem_id="dice", min_width=110, scale=0)
+            with gr.Accordion("More", open=False, elem_id="more"):
+                steps = gr.Slider(1, MAX_STEPS, first.steps, step=1, label="Steps", elem_id="steps")
+            facts = template("facts", page.facts(first.model), elem_id="facts")
+            template("others", others, elem_id="others")
+        with gr.Column(elem_id="stage", scale=1, min_width=300):
+            template("empty", filling(), elem_id="empty")
+            image = gr.Image(
+                label="Picture", show_label=False, interactive=False, type="filepath", format="png",
+                buttons=["download", "fullscreen"], elem_id="picture", container=False,
+            )  # fmt: skip
+            progress = template("progress", _progress("idle", "", 0, 1), elem_id="progress")
+            note = template("note", filling(caption="", where="", unknown=""), elem_id="note")
+    return Controls(
+        brand, model, prompt, generate, stop, examples, size, seed, dice, steps, facts, image, progress, note
+    )  # fmt: skip
+
+
+def _wire(blocks: "gr.Blocks", page: Page, on: Controls) -> None:
+    import gradio as gr
+
+    def generate(
+        prompt: str, size: str, seed: float, steps: float, model: str, request: gr.Request
+    ) -> Iterator[Shown]:  # fmt: skip
         yield from page.generate(str(request.session_hash), prompt, size, seed, steps, model)
 
     def stop(request: gr.Request) -> None:
         page.stop(str(request.session_hash))
 
     def choose(model: str) -> tuple[Any, ...]:
-        offer = next(offer for offer in offers if offer.model == model)
-        sizes = _sizes(offer)
-        return page.bar(model), page.facts(model), gr.update(choices=sizes, value=sizes[0][1]), offer.steps
+        sizes, steps = page.choices(model)
+        return page.bar(model), page.facts(model), gr.update(choices=sizes, value=sizes[0][1]), steps
 
-    with gr.Blocks(title="Niwaki", analytics_enabled=False, fill_width=True) as blocks:
-        with gr.Row(elem_id="bar"):
-            brand = template("bar", page.bar(first.model), elem_id="brand")
-            model = gr.Dropdown(
-                [(offer.label, offer.model) for offer in offers],
-                value=first.model, label="Model", elem_id="model", min_width=360, scale=0, filterable=False,
-            )  # fmt: skip
-        with gr.Row(elem_id="desk"):
-            with gr.Column(elem_id="controls", min_width=300, scale=0):
-                prompt = gr.Textbox(
-                    label="What should the picture show?", placeholder=EXAMPLES[0], lines=1, max_lines=8,
-                    autofocus=True, elem_id="prompt",
-                )  # fmt: skip
-                with gr.Row(elem_id="go"):
-                    go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
-                    halt = gr.Button("Stop", elem_id="stop", interactive=False, scale=1, min_width=80)
-                examples = _examples()
-                size = gr.Radio(_sizes(first), value=_sizes(first)[0][1], label="Size", elem_id="size")
-                with gr.Row(elem_id="luck"):
-                    seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=120, scale=1)
-                    dice = gr.Button("⚄ New seed", elem_id="dice", min_width=110, scale=0)
-                with gr.Accordion("More", open=False, elem_id="more"):
-                    steps = gr.Slider(1, MAX_STEPS, first.steps, step=1, label="Steps", elem_id="steps")
-                facts = template("facts", page.facts(first.model), elem_id="facts")
-                if others:
-                    template("others", _others(others, settings), elem_id="others")
-            with gr.Column(elem_id="stage", scale=1, min_width=300):
-                template("empty", filling(), elem_id="empty")
-                image = gr.Image(
-                    label="Picture", show_label=False, interactive=False, type="filepath", format="png",
-                    buttons=["download", "fullscreen"], elem_id="picture", container=False,
-                )  # fmt: skip
-                progress = template("progress", _progress("idle", "", 0, 1), elem_id="progress")
-                note = template("note", filling(caption="", where="", unknown=""), elem_id="note")
-
-        run: dict[str, Any] = dict(
-            fn=generate,
-            inputs=[prompt, size, seed, steps, model],
-            outputs=[image, progress, note, go, halt],
-            concurrency_limit=None,  # Turns lets one run at a time, and says to the others that they wait
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        quick: dict[str, Any] = dict(queue=False, show_progress="hidden", api_visibility="private")
-        gr.on([prompt.submit, go.click], **run)
-        for text, chip in examples:
-            chip.click(lambda text=text: text, None, prompt, **quick).then(**run)
-        halt.click(stop, None, None, **quick)
-        dice.click(lambda: secrets.randbelow(NEW_SEEDS), None, seed, **quick)
-        model.change(choose, model, [brand, facts, size, steps], **quick)
-        blocks.unload(stop)
-    return blocks
-
-
-def _examples() -> "list[tuple[str, gr.Button]]":
-    import gradio as gr
-
-    with gr.Row(elem_id="examples"):
-        return [(text, gr.Button(text, size="sm", min_width=0, elem_classes="example")) for text in EXAMPLES]
+    run: dict[str, Any] = dict(
+        fn=generate,
+        inputs=[on.prompt, on.size, on.seed, on.steps, on.model],
+        outputs=[on.image, on.progress, on.note, on.generate, on.stop],
+        concurrency_limit=None,  # Turns lets one run at a time, and says to the others that they wait
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    quick: dict[str, Any] = dict(queue=False, show_progress="hidden", api_visibility="private")
+    gr.on([on.prompt.submit, on.generate.click], **run)
+    for text, chip in zip(EXAMPLES, on.examples, strict=True):
+        chip.click(lambda text=text: text, None, on.prompt, **quick).then(**run)
+    on.stop.click(stop, None, None, **quick)
+    on.dice.click(lambda: secrets.randbelow(NEW_SEEDS), None, on.seed, **quick)
+    on.model.change(choose, on.model, [on.brand, on.facts, on.size, on.steps], **quick)
+    blocks.unload(stop)
 
 
 def _progress(state: str, text: str, done: int, total: int) -> Filling:
@@ -224,8 +254,11 @@ def _others(models: Sequence[Model], settings: Settings) -> Filling:
 
 
 def _listed(words: Sequence[str]) -> str:
-    quoted = [f"“{word}”" for word in words]
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
+    """“a”, “b” and “c”; from a long list the first eight, and how many more there are."""
+    parts = [f"“{word}”" for word in words[:8]]
+    if len(words) > 8:
+        parts.append(f"{len(words) - 8} more")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _sentence(text: str) -> str:

@@ -1,4 +1,4 @@
-"""English captions of a scene, with the variation people type: articles, digits, synonyms, word order, background or not.
+"""English captions of a scene, with the variation people type: articles, digits, synonyms, order, background or not.
 
 A caption may leave out the things' colour (any will do) and, where it is white, the background. Knows no pixels.
 """
@@ -9,11 +9,13 @@ from engine.seedling.scenes import COLORS, MIRROR, SHAPES, Scene
 
 PREFIXES = (
     "", "", "", "", "a picture of ", "an image of ", "a photo of ", "a drawing of ", "draw ", "show me ", "i want ",
-    "please draw ", "here is ", "a picture showing ", "an image with ", "can you draw ", "make ", "a simple drawing of ",
+    "please draw ", "here is ", "a picture showing ", "an image with ", "can you draw ", "make ",
+    "a simple drawing of ",
 )  # fmt: skip
 # For evaluation alone: none of these openings occurs in training, though each of their words does.
 HELD_OUT_PREFIXES = (
-    "a photo showing ", "a drawing with ", "please show me ", "draw me a picture of ", "i want an image of ", "make me ",
+    "a photo showing ", "a drawing with ", "please show me ", "draw me a picture of ", "i want an image of ",
+    "make me ",
 )  # fmt: skip
 NAMES = {"circle": ("circle", "circle", "circle", "disc"), "ring": ("ring", "ring", "ring", "hoop")}
 COLOR_NAMES = {"gray": ("gray", "grey"), "purple": ("purple", "purple", "violet")}

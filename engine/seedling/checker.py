@@ -16,9 +16,10 @@ PALETTE = np.array(list(COLORS.values()), np.float32)
 NAMES = tuple(COLORS)
 # Distances are Euclidean in 0..255 RGB. The two nearest colours of the palette are 88 apart (orange and yellow).
 FOREGROUND = 44.0  # further than this from the background is a thing
-SAME_COLOR = 50.0  # nearer than this to a palette colour is that colour
+SAME_COLOR = 40.0  # nearer than this to a palette colour is that colour; half way between two is 44 from both
 SPECK = 0.003  # blobs under this share of the picture are dirt, allowed up to DIRT in all
 DIRT = 0.01
+HALFWAY = 0.01  # share of a thing that may lie half way to the background, its outline (2 pixels) not counted
 MATCH = 0.82  # smallest overlap (intersection over union) of a blob with its template
 
 
@@ -32,7 +33,8 @@ class Wanted:
 
     @classmethod
     def of(cls, scene: Scene, colored: bool = True) -> "Wanted":
-        return cls(scene.background, tuple((t.shape, t.color if colored else None) for t in scene.things), scene.relation)
+        things = tuple((thing.shape, thing.color if colored else None) for thing in scene.things)
+        return cls(scene.background, things, scene.relation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +68,23 @@ def background_color(pixels: np.ndarray) -> tuple[str, np.ndarray]:
     return (nearest_color(rgb) if plain else ""), rgb
 
 
-def _template(shape: str, height: int, width: int) -> np.ndarray:
-    """The shape's silhouette, as large as fits into a box of that size by its longer side."""
-    span = {"circle": 2.0, "ring": 2.0, "square": 1.76, "triangle": 1.2 * 1.7320508}[shape]
-    tall = {"triangle": 1.8}.get(shape, span)
-    r = 0.5 * (width / span + height / tall)
-    middle = {"triangle": -0.06 * r}.get(shape, 0.0)  # a triangle's box is not centred on its origin
-    x = np.arange(width, dtype=np.float32)[None, :] + 0.5 - width / 2
-    y = np.arange(height, dtype=np.float32)[:, None] + 0.5 - height / 2 + middle
-    return DISTANCE[shape](x, y, r) < 0
+# Of a shape with radius 1: its area, and how far its centre of mass lies below the origin of its distance function.
+AREA = {"circle": np.pi, "square": 1.76**2, "triangle": 0.75 * np.sqrt(3) * 1.2**2, "ring": np.pi * (1 - 0.52**2)}
+SAG = {"triangle": 0.24}
 
 
 def shape_of(mask: np.ndarray) -> str:
-    """The shape whose template overlaps a blob's bounding box best, "" where none does well. bool [h, w]."""
+    """The shape that covers a blob best when given its area and its centre, "" where none does well. bool [h, w]."""
+    cy, cx = ndimage.center_of_mass(mask)
     best, name = MATCH, ""
     for shape in SHAPES:
-        template = _template(shape, *mask.shape)
-        overlap = (mask & template).sum() / max(1, (mask | template).sum())
+        r = float(np.sqrt(mask.sum() / AREA[shape]))
+        margin = int(0.3 * r) + 1  # the template may reach beyond the blob's own box
+        blob = np.pad(mask, margin)
+        x = np.arange(blob.shape[1], dtype=np.float32)[None, :] - margin - cx
+        y = np.arange(blob.shape[0], dtype=np.float32)[:, None] - margin - cy + SAG.get(shape, 0.0) * r
+        template = DISTANCE[shape](x, y, r) < 0
+        overlap = (blob & template).sum() / (blob | template).sum()
         if overlap > best:
             best, name = float(overlap), shape
     return name
@@ -90,9 +92,10 @@ def shape_of(mask: np.ndarray) -> str:
 
 def find_blobs(pixels: np.ndarray, background: np.ndarray) -> tuple[list[Blob], float]:
     """Things in front of the background, and the share of the picture that is dirt. float32 [H, W, 3]."""
-    labels, count = ndimage.label(np.linalg.norm(pixels - background, axis=2) > FOREGROUND)
+    labels, _ = ndimage.label(np.linalg.norm(pixels - background, axis=2) > FOREGROUND)
     blobs, dirt, area = [], 0, labels.size
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
+        box = tuple(slice(max(0, side.start - 3), side.stop + 3) for side in box)
         mask = labels[box] == index
         if mask.sum() < SPECK * area:
             dirt += int(mask.sum())
@@ -101,9 +104,15 @@ def find_blobs(pixels: np.ndarray, background: np.ndarray) -> tuple[list[Blob], 
         colors = pixels[box][inside if inside.sum() > 8 else mask]
         rgb = np.median(colors, axis=0)
         plain = (np.linalg.norm(colors - rgb, axis=1) < SAME_COLOR).mean() > 0.9
+        # 0 is background and 1 the thing: the outline lies half way, however soft it is, and nothing else does.
+        axis = (rgb - background) / max(1.0, float(np.square(rgb - background).sum()))
+        mixture = (pixels[box] - background) @ axis
+        halfway = ndimage.binary_dilation(mask, iterations=3) & (np.abs(mixture - 0.5) < 0.25)
+        clear = ndimage.binary_erosion(halfway, np.ones((3, 3))).sum() <= HALFWAY * mask.sum()
+        mask &= mixture > 0.5
         cy, cx = ndimage.center_of_mass(mask)
-        color = nearest_color(rgb) if plain else ""
-        blobs.append(Blob(shape_of(mask), color, box[1].start + cx, box[0].start + cy))
+        shape, color = shape_of(mask) if clear else "", nearest_color(rgb) if plain else ""
+        blobs.append(Blob(shape, color, box[1].start + cx, box[0].start + cy))
     return blobs, dirt / area
 
 

@@ -46,7 +46,7 @@ def normalized_latents(vae: AutoencoderKLFlux2, images: np.ndarray) -> np.ndarra
 
 
 def shards(examples: int) -> list[tuple[SizeShare, int]]:
-    """(size, shard number) of everything to encode: `examples` of the full size, an eighth as many of each other one."""
+    """(size, shard number) of all there is to encode: `examples` of the full size, an eighth of that of each other."""
     counts = [examples, *[examples // 8] * (len(SIZES) - 1)]
     return [(size, n) for size, count in zip(SIZES, counts, strict=True) for n in range(max(1, count // SHARD))]
 

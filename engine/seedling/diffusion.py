@@ -1,11 +1,12 @@
 """Training of the text encoder and the transformer: rectified flow on cached latents, then low-bit branches of it.
 
-One base run trains encoder (4-bit from its first step) and transformer at a constant learning rate. Three branches of equal
-length leave from it with the encoder frozen, so that all packs share it: dense goes on as it is, ternary and binary compute
-with quantised block linears; all three cool down to zero. The layers are diffusers' and transformers' own.
+One base run trains encoder (4-bit from its first step) and transformer at a constant learning rate. Three branches of
+equal length leave from it with the encoder frozen, so that all packs share it: dense goes on as it is, ternary and
+binary compute with quantised block linears; all three cool down to zero. The layers are diffusers' and transformers'.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +67,7 @@ def build_transformer(variant: str) -> Flux2Transformer2DModel:
 
 def load_plain(module: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of `quantize.plain_state`, strict."""
-    names = {
-        name.replace(".parametrizations.weight.original", ".weight"): name for name in module.state_dict()
-    }
+    names = {quantize.plain_name(name): name for name in module.state_dict()}
     module.load_state_dict({names[name]: value for name, value in state.items()})
 
 
@@ -77,10 +76,10 @@ class TextBatch:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.pad = tokenizer.token_to_id("<|endoftext|>")
+        self.pad = tokenizer.get_vocab()["<|endoftext|>"]
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        ids = torch.full((len(captions), TEXT_LENGTH), self.pad)
+        ids = torch.full((len(captions), TEXT_LENGTH), self.pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(captions):
             tokens = self.tokenizer.encode(template(text)).ids[:TEXT_LENGTH]
@@ -103,7 +102,7 @@ def positions(tokens_high: int, tokens_wide: int) -> tuple[Tensor, Tensor]:
 
 
 def draw_sigmas(rng: np.random.Generator, count: int, image_tokens: int) -> Tensor:
-    """Half at the noise levels that four steps visit, half spread over all; later levels decide more, so they come oftener."""
+    """Half at the levels that four steps visit, later ones oftener since they decide more; half spread over all."""
     visited = sigmas(image_tokens, STEPS)[:STEPS]
     at = rng.choice(visited, count, p=[0.15, 0.2, 0.3, 0.35])
     spread = 1 / (1 + np.exp(-(1.2 * rng.standard_normal(count) + 0.8)))
@@ -148,7 +147,9 @@ def flow_loss(transformer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
     return (velocity - (batch.noise - batch.latents)).square().mean()
 
 
-def train(run: Run, settings: DiffusionTraining, examples: Examples, base: Run | None = None) -> Iterator[tuple[int, float]]:
+def train(
+    run: Run, settings: DiffusionTraining, examples: Examples, base: Run | None = None
+) -> Iterator[tuple[int, float]]:
     """Yields (step, loss). A branch starts from `base` and leaves its encoder alone."""
     torch.manual_seed(settings.seed)
     is_base = settings.variant == "base"
@@ -162,10 +163,10 @@ def train(run: Run, settings: DiffusionTraining, examples: Examples, base: Run |
         return min(1.0, (step + 1) / settings.warmup)
 
     def cool(step: int) -> float:
-        return ramp(step) * 0.5 * (1 + np.cos(np.pi * step / settings.steps))
+        return ramp(step) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
     groups = [{"params": model["transformer"].parameters()}]
-    rates = [ramp if is_base else cool]
+    rates: list[Callable[[int], float]] = [ramp if is_base else cool]
     if is_base:  # the encoder must be still when the branches freeze it
         groups.append({"params": model["encoder"].parameters()})
         rates.append(cool)

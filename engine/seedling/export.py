@@ -61,6 +61,11 @@ def packed(state: State, names: set[str], bits: int, group_size: int) -> dict[st
     return out
 
 
+def block_weights(state: State) -> set[str]:
+    """The weights that the released packs quantise: every matrix inside a transformer block."""
+    return {name for name, tensor in state.items() if is_block_linear(name) and tensor.ndim == 2}
+
+
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -73,8 +78,7 @@ def write_transformer(folder: Path, variant: str, part: Part, group_size: int = 
     if variant == "dense":
         tensors = {name: stored(tensor) for name, tensor in part.state.items()}
     else:
-        names = {name for name, tensor in part.state.items() if is_block_linear(name) and tensor.ndim == 2}
-        tensors = packed(part.state, names, BITS[variant], group_size)
+        tensors = packed(part.state, block_weights(part.state), BITS[variant], group_size)
         write_json(target / "quantization_config.json", {"bits": BITS[variant], "group_size": group_size})
     save_file(tensors, target / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
@@ -88,7 +92,8 @@ def write_encoder(folder: Path, part: Part) -> None:
     )
     state = {f"model.{name}": tensor for name, tensor in part.state.items()}
     names = {name for name, tensor in state.items() if tensor.ndim == 2}
-    save_file(packed(state, names, ENCODER_BITS, ENCODER_GROUP), target / "model.safetensors", metadata={"format": "mlx"})
+    tensors = packed(state, names, ENCODER_BITS, ENCODER_GROUP)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "mlx"})
 
 
 def write_vae(folder: Path, part: Part) -> None:

@@ -4,6 +4,7 @@ The rules are engine.lowbit's, in torch because they run at every step; a test h
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +48,11 @@ class _StraightThrough(torch.autograd.Function):
     """Quantised forward, identity backward. Returns exactly the quantised values, never w + (q - w), which rounds."""
 
     @staticmethod
-    def forward(ctx, w: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, w: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
         return rule(w)
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
 
 
@@ -83,9 +84,11 @@ def quantize_encoder(encoder: nn.Module) -> None:
             parametrize.register_parametrization(module, "weight", FakeQuantized(affine4))
 
 
+def plain_name(name: str) -> str:
+    """The usual name of a full-precision weight that stands behind a quantised one."""
+    return name.replace(".parametrizations.weight.original", ".weight")
+
+
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """The state with full-precision weights under their usual names."""
-    return {
-        name.replace(".parametrizations.weight.original", ".weight"): value
-        for name, value in module.state_dict().items()
-    }
+    return {plain_name(name): value for name, value in module.state_dict().items()}

@@ -3,7 +3,7 @@
 Deterministic: the same prompts and the same seeds for every pack. Knows no model and no pixels.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +22,6 @@ from engine.seedling.scenes import (
     triple_held_out,
 )
 
-
 T = TypeVar("T")
 
 
@@ -38,10 +37,9 @@ Body = tuple[str, str, tuple[tuple[str, str | None], ...], str]
 """prefix, words, things, relation"""
 
 
-def _any(rng: np.random.Generator, options: Collection[T]) -> T:
-    """One of them; sets have no order of their own, so they are sorted first."""
-    ordered: Sequence[T] = options if isinstance(options, tuple) else sorted(options)  # type: ignore[type-var]
-    return ordered[rng.integers(len(ordered))]
+def _any(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of them; sets are sorted by the callers, for their own order changes from run to run."""
+    return options[int(rng.integers(len(options)))]
 
 
 def _single_object(rng: np.random.Generator, background: str) -> Body:
@@ -50,7 +48,7 @@ def _single_object(rng: np.random.Generator, background: str) -> Body:
 
 
 def _two_object(rng: np.random.Generator, background: str) -> Body:
-    first, _, second = _any(rng, frozenset(t for t in HELD_OUT_TRIPLES if t[1] == "and"))
+    first, _, second = _any(rng, sorted(t for t in HELD_OUT_TRIPLES if t[1] == "and"))
     if rng.random() < 0.5:
         first, second = second, first
     words = f"{captions.article(first)} and {captions.article(second)}"
@@ -58,7 +56,7 @@ def _two_object(rng: np.random.Generator, background: str) -> Body:
 
 
 def _counting(rng: np.random.Generator, background: str) -> Body:
-    shape, count = _any(rng, HELD_OUT_COUNTS)
+    shape, count = _any(rng, sorted(HELD_OUT_COUNTS))
     colors = tuple(c for c in COLORS if c != background and (shape, c) not in HELD_OUT_COLORS)
     color = _any(rng, colors) if rng.random() < 0.5 else None
     words = f"{captions.COUNTS[count][0]} {color + ' ' if color else ''}{shape}s"
@@ -66,12 +64,12 @@ def _counting(rng: np.random.Generator, background: str) -> Body:
 
 
 def _colors(rng: np.random.Generator, background: str) -> Body:
-    shape, color = _any(rng, frozenset(p for p in HELD_OUT_COLORS if p[1] != background))
+    shape, color = _any(rng, sorted(p for p in HELD_OUT_COLORS if p[1] != background))
     return _any(rng, captions.PREFIXES), captions.article(f"{color} {shape}"), ((shape, color),), ""
 
 
 def _position(rng: np.random.Generator, background: str) -> Body:
-    first, relation, second = _any(rng, frozenset(t for t in HELD_OUT_TRIPLES if t[1] != "and"))
+    first, relation, second = _any(rng, sorted(t for t in HELD_OUT_TRIPLES if t[1] != "and"))
     if rng.random() < 0.5:
         first, relation, second = second, MIRROR[relation], first
     words = captions.article(first) + captions.BETWEEN[relation][0].format(b=captions.article(second))
@@ -79,7 +77,7 @@ def _position(rng: np.random.Generator, background: str) -> Body:
 
 
 def _color_attr(rng: np.random.Generator, background: str) -> Body:
-    shape, color = _any(rng, frozenset(p for p in HELD_OUT_COLORS if p[1] != background))
+    shape, color = _any(rng, sorted(p for p in HELD_OUT_COLORS if p[1] != background))
     other = _any(rng, tuple(s for s in SHAPES if s != shape and not triple_held_out(shape, "and", s)))
     others = other_color(rng, background, color)
     words = f"{captions.article(f'{color} {shape}')} and {captions.article(f'{others} {other}')}"
@@ -105,12 +103,15 @@ def _ask(task: str, rng: np.random.Generator, seed: int) -> Question:
 
 
 def questions(per_task: int = 100) -> list[Question]:
-    """`per_task` different prompts for each of the six tasks, task by task."""
+    """`per_task` different prompts for each of the six tasks, task by task; a smaller set is part of a larger one.
+
+    There are no more than a few hundred prompts to a task: asking for more than exist would never end.
+    """
     asked: list[Question] = []
     for number, task in enumerate(TASKS):
         rng, seen = np.random.default_rng((2026, number)), set[str]()
         while len(seen) < per_task:
-            question = _ask(task, rng, seed=len(asked))
+            question = _ask(task, rng, seed=1000 * number + len(seen))
             if question.prompt not in seen:
                 seen.add(question.prompt)
                 asked.append(question)

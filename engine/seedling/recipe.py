@@ -23,15 +23,15 @@ LABELS = {"ternary": "ternary weights", "binary": "1-bit weights", "dense": "16-
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where the runs live, and how much of everything. Steps count optimizer steps of `processes` x `batch` pictures."""
+    """Where the runs live, and how much of everything. Steps are optimizer steps; `batch` pictures are shared out."""
 
     folder: Path
     processes: int = 2
     seed: int = 0
     vae_steps: int = 1600
     examples: int = 20_000
-    base_steps: int = 3600
-    branch_steps: int = 2400
+    base_steps: int = 2600
+    branch_steps: int = 1300
     batch: int = 16
 
     def run(self, name: str) -> Run:
@@ -61,8 +61,8 @@ def _follow(name: str, progress: Iterator[tuple[int, float]], total: int) -> Non
     for step, loss in progress:
         recent.append(loss)
         if parallel.rank() == 0 and (step % 100 == 0 or step == total):
-            pace = (time.monotonic() - started) / len(recent)
-            log.info("%s %d/%d loss %.4f (%.2f s a step)", name, step, total, sum(recent[-100:]) / len(recent[-100:]), pace)
+            mean, pace = sum(recent[-100:]) / len(recent[-100:]), (time.monotonic() - started) / len(recent)
+            log.info("%s %d/%d loss %.4f (%.2f s a step)", name, step, total, mean, pace)
 
 
 def train_vae(recipe: Recipe) -> None:
@@ -110,7 +110,7 @@ def _config(model: Any) -> dict[str, Any]:
 
 
 def write_packs(recipe: Recipe, target: Path) -> None:
-    """`target`/seedling-{ternary,binary,dense} from the finished runs, sharing encoder, VAE and tokenizer byte for byte."""
+    """`target`/seedling-{ternary,binary,dense} from the finished runs; encoder, VAE and tokenizer are alike in all."""
     encoder_state = {
         name.removeprefix("encoder."): tensor
         for name, tensor in recipe.run("base").weights().items()

@@ -1,10 +1,10 @@
 """The seedling's world: plain shapes in ten colours on ten plain backgrounds, and how one scene becomes pixels.
 
-A scene is exact: the checker compares pictures against it, captions are derived from it. What is held out of training is
-decided here too, so that training and evaluation cannot disagree. Knows nothing of captions, models or torch.
+A scene is exact: the checker compares pictures against it, captions are derived from it. What is held out of training
+is decided here too, so that training and evaluation cannot disagree. Knows nothing of captions, models or torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,9 @@ PLACES = {
 }
 
 
-def _place(rng: np.random.Generator, kinds: list[tuple[str, str]], centres, jitter: float) -> tuple[Thing, ...]:
+def _place(
+    rng: np.random.Generator, kinds: list[tuple[str, str]], centres: Iterable[tuple[float, float]], jitter: float
+) -> tuple[Thing, ...]:
     low, high = RADIUS[len(kinds)]
     radius = float(rng.uniform(low, high))  # of one size: "small" and "large" are not in this world's vocabulary
     offsets = rng.uniform(-jitter, jitter, size=(len(kinds), 2))
@@ -127,7 +129,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
     second = (SHAPES[rng.integers(4)], other_color(rng, background))
     if second == (shape, color):  # "a red circle and a red circle" is "two red circles"
         second = (shape, other_color(rng, background, color))
-    return draw_pair(rng, (shape, color), RELATIONS[rng.choice(5, p=[0.24, 0.19, 0.19, 0.19, 0.19])], second, background)
+    relation = RELATIONS[rng.choice(5, p=[0.24, 0.19, 0.19, 0.19, 0.19])]
+    return draw_pair(rng, (shape, color), relation, second, background)
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
@@ -144,7 +147,7 @@ def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     return np.maximum(0.8660254 * np.abs(x) - 0.5 * y, y) - 0.5 * circumradius
 
 
-# Signed distance in pixels from the outline, negative inside, of a shape with "radius" r around the origin (y downwards).
+# Signed distance in pixels from the outline, negative inside, of a shape of "radius" r around the origin (y downwards).
 DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "circle": lambda x, y, r: np.hypot(x, y) - r,
     "square": lambda x, y, r: np.maximum(np.abs(x), np.abs(y)) - 0.88 * r,

@@ -1,7 +1,7 @@
 """The seedling's tokenizer: byte-level BPE with Qwen's template tokens, small enough to read.
 
-Two rules differ from Qwen's on purpose: letters and combining marks are one class, so that Devanagari and Tamil words are
-not cut at every vowel sign, and text is lower-cased. Both live in tokenizer.json, which `tokenizers` obeys.
+Two rules differ from Qwen's on purpose: letters and combining marks are one class, so that Devanagari and Tamil words
+are not cut at every vowel sign, and text is lower-cased. Both live in tokenizer.json, which `tokenizers` obeys.
 """
 
 import json
@@ -23,7 +23,7 @@ WORD_RULE = (
 
 
 def train_tokenizer(seed: int = 0) -> Tokenizer:
-    """Merges from captions (so that each of their words is one token) and from everyday words (so that others are few)."""
+    """Merges from captions (each of their words becomes one token) and from everyday words (others take few)."""
     rng = np.random.default_rng(seed)
     words = (Path(__file__).parent / "words.txt").read_text().split()
     corpus = [caption(rng, random_scene(rng)) for _ in range(3000)]

@@ -1,6 +1,6 @@
 """Training of the seedling's autoencoder: a FLUX.2 VAE of 1.5 million parameters on pictures of the shape world.
 
-Sixteen latent channels at an eighth of the size, folded 2 x 2 into 64 channels a token, as the big one folds 32 into 128.
+Sixteen latent channels at an eighth of the size, folded 2 x 2 into 64 channels a token; the big one folds 32 into 128.
 Knows the scenes but no captions and no transformer.
 """
 
@@ -28,7 +28,8 @@ CONFIG = dict(
     norm_num_groups=2,
     sample_size=128,
 )
-LATENT_NOISE = 0.1  # makes neighbouring latents decode alike, so that a slightly wrong denoised latent is still a clean shape
+# Makes neighbouring latents decode alike, so that a slightly wrong denoised latent is still a clean shape.
+LATENT_NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class VaeTraining:
 
 
 def pictures(rng: np.random.Generator, count: int, size: int, crop: int) -> torch.Tensor:
-    """float32 [count, 3, crop, crop] in [-1, 1]; half of the crops are whole small pictures, the rest cut from `size`."""
+    """float32 [count, 3, crop, crop] in [-1, 1]; half of them are whole small pictures, the rest cut from `size`."""
     out = []
     for i in range(count):
         if i % 2 or crop == size:
@@ -56,8 +57,8 @@ def pictures(rng: np.random.Generator, count: int, size: int, crop: int) -> torc
 def start_as_identity(vae: AutoencoderKLFlux2) -> None:
     """Every residual block starts as its shortcut and every resampling as a copy, so colours pass from the first step.
 
-    Random convolutions spend the first thousand steps on passing anything at all: after 350 steps of a small run the loss
-    was 0.83 with them and 0.37 like this.
+    Random convolutions spend the first thousand steps on passing anything at all: after 350 steps of a small run the
+    loss was 0.83 with them and 0.37 like this.
     """
     for name, module in vae.named_modules():
         if isinstance(module, ResnetBlock2D):
