@@ -152,7 +152,7 @@ def test_flat_colour_is_refused() -> None:
 
 
 def blends(seed: int, kind: str) -> Iterator[tuple[np.ndarray, Wanted]]:
-    """Pictures half way between two objects at one place, which differ in colour, in shape or in both, and either wish."""
+    """Pictures half way between two objects at one place that differ in colour, in shape or in both; either wish."""
     rng = np.random.default_rng(seed)
     for number in range(CASES):
         background = str(rng.choice(list(COLORS)))
