@@ -72,7 +72,8 @@ def quantize_affine(w: np.ndarray, bits: int, group_size: int) -> Quantized:
     low, high = groups.min(axis=-1), groups.max(axis=-1)
     low_is_larger = np.abs(low) > np.abs(high)
     edge = np.where(low_is_larger, low, high)
-    step = np.maximum((high - low) / top, _SMALLEST_SCALE) * np.where(low_is_larger, 1, -1)
+    step = np.maximum((high - low) / top, _SMALLEST_SCALE)
+    step = np.where(low_is_larger, step, -step)  # no product with an int: float64 would break ties another way than MLX
     steps_to_zero = np.rint(edge / step)
     holds_zero = steps_to_zero != 0
     scales = as_bfloat16(np.where(holds_zero, edge / np.where(holds_zero, steps_to_zero, 1), step))

@@ -13,12 +13,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/seedling"), help="checkpoints (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where the packs are written (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="one core each (default: %(default)s)")
-    parser.add_argument("--only", choices=("base", *recipe.VARIANTS), help="train this one alone and export nothing")
+    parser.add_argument("--only", choices=recipe.STAGES, help="do this stage alone and export nothing")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=parallel.LOG_FORMAT)
     settings = recipe.Recipe(args.runs, args.processes)
     if args.only:
-        parallel.run(args.processes, recipe.train_flow, settings, args.only)
+        recipe.do(settings, args.only)
         return
     recipe.make(settings)
     recipe.write_packs(settings, args.out)

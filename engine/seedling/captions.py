@@ -71,15 +71,20 @@ def things_caption(rng: np.random.Generator, scene: Scene, colored: bool) -> str
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
     """One way to ask for `scene`."""
+    return caption_and_colored(rng, scene)[0]
+
+
+def caption_and_colored(rng: np.random.Generator, scene: Scene) -> tuple[str, bool]:
+    """One way to ask for `scene`, and whether it says the things' colours."""
     same_shape = bool(scene.relation) and scene.things[0].shape == scene.things[1].shape
     colored = same_shape or rng.random() < 0.75
     text = _pick(rng, PREFIXES) + things_caption(rng, scene, colored)
     if scene.background != "white" or rng.random() < 0.25:
         color = _color(rng, scene.background)
         if rng.random() < 0.07:
-            return f"{color} background, {text}"
+            return f"{color} background, {text}", colored
         text += _pick(rng, BACKGROUNDS).format(a=article(color), c=color)
-    return text
+    return text, colored
 
 
 def vocabulary() -> frozenset[str]:

@@ -1,12 +1,11 @@
-"""Training of the text encoder and the transformer: rectified flow on cached latents, then low-bit branches of it.
+"""Training of the transformer: rectified flow on cached latents, told by a frozen encoder, then low-bit branches of it.
 
-One base run trains encoder (4-bit from its first step) and transformer at a constant learning rate. Three branches of
-equal length leave from it with the encoder frozen, so that all packs share it: dense goes on as it is, ternary and
-binary compute with quantised block linears; all three cool down to zero. The layers are diffusers' and transformers'.
+One base run trains at a constant learning rate. Three branches of equal length leave from it: dense goes on as it is,
+ternary and binary compute with quantised block linears; all three cool down to zero. The layers are diffusers' own.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +14,17 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3Model
+from transformers import Qwen3Model
 
-from engine.prompt import template
 from engine.schedule import sigmas
 from engine.seedling import parallel, quantize
 from engine.seedling.captions import caption
 from engine.seedling.checkpoint import Run
 from engine.seedling.dataset import PIXELS_A_TOKEN, SIZES, Latents, SizeShare, scene_of
-from engine.seedling.tokenizer import VOCABULARY_SIZE
+from engine.seedling.quantize import load_plain
+from engine.seedling.reader import HIDDEN_STATES, TEXT_LENGTH, TextBatch, encode
 
-TEXT_LENGTH, HIDDEN_STATES, STEPS = 48, (1, 2, 3), 4
-ENCODER = dict(
-    vocab_size=VOCABULARY_SIZE, hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=32, max_position_embeddings=512, rope_theta=1_000_000.0, tie_word_embeddings=True,
-)  # fmt: skip
+STEPS = 4
 TRANSFORMER = dict(
     patch_size=1, in_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=4,
     joint_attention_dim=128 * len(HIDDEN_STATES), timestep_guidance_channels=256, mlp_ratio=3.0,
@@ -50,48 +45,11 @@ class DiffusionTraining:
     seed: int = 0
 
 
-def build_encoder() -> Qwen3Model:
-    """Three layers whose last state is taken before the final norm, which therefore does nothing here."""
-    encoder = Qwen3Model(Qwen3Config(**ENCODER))
-    encoder.norm = nn.Identity()
-    quantize.quantize_encoder(encoder)
-    return encoder
-
-
 def build_transformer(variant: str) -> Flux2Transformer2DModel:
     transformer = Flux2Transformer2DModel(**TRANSFORMER)
     if variant in RULES:
         quantize.quantize_transformer(transformer, RULES[variant])
     return transformer
-
-
-def load_plain(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """The inverse of `quantize.plain_state`, strict."""
-    names = {quantize.plain_name(name): name for name in module.state_dict()}
-    module.load_state_dict({names[name]: value for name, value in state.items()})
-
-
-class TextBatch:
-    """Captions -> ids and mask, right-padded to the text length."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.pad = tokenizer.get_vocab()["<|endoftext|>"]
-
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        ids = torch.full((len(captions), TEXT_LENGTH), self.pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(captions):
-            tokens = self.tokenizer.encode(template(text)).ids[:TEXT_LENGTH]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        return ids, mask
-
-
-def encode(encoder: Qwen3Model, ids: Tensor, mask: Tensor) -> Tensor:
-    """[B, L] -> [B, L, 3 * 128]: the chosen hidden states side by side."""
-    states = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-    return torch.cat([states[i] for i in HIDDEN_STATES], dim=-1)
 
 
 def positions(tokens_high: int, tokens_wide: int) -> tuple[Tensor, Tensor]:
@@ -137,7 +95,8 @@ class Examples:
         latents = torch.from_numpy(self.latents[size].rows(indices))
         captions = [caption(rng, scene_of(self.seed, size, int(i))) for i in indices]
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-        return Batch(latents, noise, draw_sigmas(rng, count, latents.shape[1], visited_share), *self.text(captions), size)
+        levels = draw_sigmas(rng, count, latents.shape[1], visited_share)
+        return Batch(latents, noise, levels, *self.text(captions), size)
 
 
 def flow_loss(transformer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
@@ -152,36 +111,30 @@ def flow_loss(transformer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
 
 
 def train(
-    run: Run, settings: DiffusionTraining, examples: Examples, base: Run | None = None
+    run: Run, settings: DiffusionTraining, examples: Examples, encoder: Qwen3Model, base: Run | None = None
 ) -> Iterator[tuple[int, float]]:
-    """Yields (step, loss). A branch starts from `base` and leaves its encoder alone."""
+    """Yields (step, loss). The encoder is left alone; a branch starts from `base` and cools down."""
     torch.manual_seed(settings.seed)
     is_base = settings.variant == "base"
-    model = nn.ModuleDict({"encoder": build_encoder(), "transformer": build_transformer(settings.variant)})
+    transformer = build_transformer(settings.variant)
     if base is not None:
-        load_plain(model, base.weights())
-    model["encoder"].requires_grad_(is_base)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+        load_plain(transformer, base.weights())
+    parameters = list(transformer.parameters())
 
-    def ramp(step: int) -> float:
-        return min(1.0, (step + 1) / settings.warmup)
+    def rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / settings.warmup)
+        return warm if is_base else warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
-    def cool(step: int) -> float:
-        return ramp(step) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-    groups = [{"params": model["transformer"].parameters()}]
-    rates: list[Callable[[int], float]] = [ramp if is_base else cool]
-    if is_base:  # the encoder must be still when the branches freeze it
-        groups.append({"params": model["encoder"].parameters()})
-        rates.append(cool)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-    start = run.resume(model=model, optimizer=optimizer, schedule=schedule)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    start = run.resume(model=transformer, optimizer=optimizer, schedule=schedule)
     for step in range(start, settings.steps):
         batch = examples.batch(settings.seed + (0 if is_base else 1), step, settings.batch, 0.25 if is_base else 0.5)
-        with torch.set_grad_enabled(is_base):
-            states = encode(model["encoder"], batch.ids, batch.mask)
-        loss = flow_loss(model["transformer"], states, batch)
+        with torch.no_grad():
+            states = encode(encoder, batch.ids, batch.mask)
+        loss = flow_loss(transformer, states, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(parameters)
@@ -189,7 +142,7 @@ def train(
         optimizer.step()
         schedule.step()
         if parallel.rank() == 0:
-            run.maybe_save(step + 1, model=model, optimizer=optimizer, schedule=schedule)
+            run.maybe_save(step + 1, model=transformer, optimizer=optimizer, schedule=schedule)
         yield step + 1, loss.item()
     if parallel.rank() == 0:
-        run.finish(quantize.plain_state(model))
+        run.finish(quantize.plain_state(transformer))

@@ -1,4 +1,4 @@
-"""`python -m engine.seedling.grid`: thirty prompts and what a model makes of them, as one labelled picture to look at."""
+"""`python -m engine.seedling.grid`: thirty prompts and what a model makes of them, as one labelled picture."""
 
 import argparse
 import tempfile
@@ -12,15 +12,17 @@ from engine.types import Picture, Request
 from engine.worker import Worker
 
 PROMPTS = (
-    "a red circle", "a blue square on a yellow background", "a green triangle", "an orange ring on a black background",
-    "a purple circle on a gray background", "a white square on a red background", "two red circles on a blue background",
-    "two green rings", "two black squares on a pink background", "three blue triangles", "three yellow squares on purple",
+    "a red circle", "a blue square on a yellow background", "a green triangle",
+    "an orange ring on a black background", "a purple circle on a gray background",
+    "a white square on a red background", "two red circles on a blue background", "two green rings",
+    "two black squares on a pink background", "three blue triangles", "three yellow squares on purple",
     "four pink circles on a green background", "four orange triangles", "three red rings on a white background",
-    "a red circle left of a blue square", "a yellow ring right of a green triangle on black", "a pink square above a circle",
-    "a black triangle below an orange ring", "a blue circle and a red square", "a purple ring and a yellow triangle",
-    "a green square on the left and a red ring on the right", "a white circle above a white square on a blue background",
-    "a gray disc next to a black hoop", "show me a violet square against a yellow background", "a circle and a square",
-    "a triangle above a square", "two discs", "four squares on an orange background", "a ring left of a triangle",
+    "a red circle left of a blue square", "a yellow ring right of a green triangle on black",
+    "a pink square above a circle", "a black triangle below an orange ring", "a blue circle and a red square",
+    "a purple ring and a yellow triangle", "a green square on the left and a red ring on the right",
+    "a white circle above a white square on a blue background", "a gray disc next to a black hoop",
+    "show me a violet square against a yellow background", "a circle and a square", "a triangle above a square",
+    "two discs", "four squares on an orange background", "a ring left of a triangle",
     "please draw a gray triangle on a pink background",
 )  # fmt: skip
 COLUMNS, MARGIN, LABEL = 6, 12, 34
@@ -33,7 +35,8 @@ def draw(model: str, data_dir: Path, seed: int = 0) -> Image.Image:
         made = [answer for answer in answers if isinstance(answer, Picture)]
     width, height = made[0].request.width or 0, made[0].request.height or 0
     rows = -(-len(made) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (width + MARGIN) + MARGIN, rows * (height + LABEL + MARGIN) + MARGIN), "#f5f3ee")
+    size = (COLUMNS * (width + MARGIN) + MARGIN, rows * (height + LABEL + MARGIN) + MARGIN)
+    sheet = Image.new("RGB", size, "#f5f3ee")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for number, picture in enumerate(made):
         x = MARGIN + number % COLUMNS * (width + MARGIN)

@@ -52,7 +52,9 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _member(index: int, gradients: Tensor, barrier: Barrier, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _member(
+    index: int, gradients: Tensor, barrier: Barrier, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     global _team
     _team = _Team(index, gradients, barrier)
     torch.set_num_threads(1)

@@ -92,3 +92,9 @@ def plain_name(name: str) -> str:
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """The state with full-precision weights under their usual names."""
     return {plain_name(name): value for name, value in module.state_dict().items()}
+
+
+def load_plain(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of `plain_state`, strict."""
+    names = {plain_name(name): name for name in module.state_dict()}
+    module.load_state_dict({names[name]: value for name, value in state.items()})

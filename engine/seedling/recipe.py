@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLFlux2
 from tokenizers import Tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
-from engine.seedling import captions, dataset, diffusion, export, parallel, vae
+from engine.seedling import captions, dataset, diffusion, export, parallel, quantize, reader, vae
 from engine.seedling.checkpoint import Run
 from engine.seedling.tokenizer import save_tokenizer, train_tokenizer
 
@@ -29,6 +29,7 @@ class Recipe:
     processes: int = 2
     seed: int = 0
     vae_steps: int = 1600
+    reader_steps: int = 1000
     examples: int = 20_000
     base_steps: int = 2600
     branch_steps: int = 1300
@@ -55,6 +56,12 @@ def trained_vae(recipe: Recipe) -> AutoencoderKLFlux2:
     return model
 
 
+def trained_encoder(recipe: Recipe) -> Qwen3Model:
+    encoder = reader.build_encoder().requires_grad_(False)
+    quantize.load_plain(encoder, recipe.run("reader").weights())
+    return encoder
+
+
 def _follow(name: str, progress: Iterator[tuple[int, float]], total: int) -> None:
     """Runs a training and writes a line now and then."""
     started, recent = time.monotonic(), []
@@ -70,6 +77,11 @@ def train_vae(recipe: Recipe) -> None:
     _follow("vae", vae.train(recipe.run("vae"), settings), recipe.vae_steps)
 
 
+def train_reader(recipe: Recipe) -> None:
+    settings = reader.ReaderTraining(recipe.reader_steps, seed=recipe.seed)
+    _follow("reader", reader.train(recipe.run("reader"), settings, tokenizer_of(recipe)), recipe.reader_steps)
+
+
 def encode_latents(recipe: Recipe) -> None:
     dataset.build(recipe.latents, trained_vae(recipe), recipe.seed, recipe.examples)
 
@@ -79,24 +91,35 @@ def train_flow(recipe: Recipe, variant: str) -> None:
     settings = diffusion.DiffusionTraining(variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed)
     examples = diffusion.Examples(recipe.latents, tokenizer_of(recipe), recipe.seed)
     base = None if variant == "base" else recipe.run("base")
-    _follow(variant, diffusion.train(recipe.run(variant), settings, examples, base), steps)
+    progress = diffusion.train(recipe.run(variant), settings, examples, trained_encoder(recipe), base)
+    _follow(variant, progress, steps)
+
+
+STAGES = ("reader", "vae", "latents", "base", *VARIANTS)  # each stands on those before it
+
+
+def do(recipe: Recipe, stage: str) -> None:
+    """One stage, from where it stopped; nothing where it is finished."""
+    tokenizer_of(recipe)  # before the processes of a stage all want to make it
+    if stage != "latents" and recipe.run(stage).finished:
+        return
+    if stage in ("base", *VARIANTS):
+        parallel.run(recipe.processes, train_flow, recipe, stage)
+    else:
+        work = {"reader": train_reader, "vae": train_vae, "latents": encode_latents}[stage]
+        parallel.run(recipe.processes, work, recipe)
 
 
 def make(recipe: Recipe) -> None:
     """Everything that is not finished yet, except the export."""
-    tokenizer_of(recipe)
-    if not recipe.run("vae").finished:
-        parallel.run(recipe.processes, train_vae, recipe)
-    parallel.run(recipe.processes, encode_latents, recipe)
-    for variant in ("base", *VARIANTS):
-        if not recipe.run(variant).finished:
-            parallel.run(recipe.processes, train_flow, recipe, variant)
+    for stage in STAGES:
+        do(recipe, stage)
 
 
 def encoder_part(state: dict[str, torch.Tensor], seed: int) -> export.Part:
     """The trained layers and one more after them, untrained and unused, as the released encoder has nine: readers that
     take the last state they need from the end would otherwise get it after the final norm."""
-    config = {**diffusion.ENCODER, "num_hidden_layers": diffusion.ENCODER["num_hidden_layers"] + 1}
+    config = {**reader.ENCODER, "num_hidden_layers": reader.ENCODER["num_hidden_layers"] + 1}
     torch.manual_seed(seed)
     whole = Qwen3Model(Qwen3Config(**config)).state_dict()
     whole.update(state)
@@ -111,21 +134,12 @@ def _config(model: Any) -> dict[str, Any]:
 
 def write_packs(recipe: Recipe, target: Path) -> None:
     """`target`/seedling-{ternary,binary,dense} from the finished runs; encoder, VAE and tokenizer are alike in all."""
-    encoder_state = {
-        name.removeprefix("encoder."): tensor
-        for name, tensor in recipe.run("base").weights().items()
-        if name.startswith("encoder.")
-    }
-    encoder, autoencoder = encoder_part(encoder_state, recipe.seed), trained_vae(recipe)
+    encoder = encoder_part(recipe.run("reader").weights(), recipe.seed)
+    autoencoder = trained_vae(recipe)
+    transformer_config = _config(diffusion.build_transformer("dense"))
     for variant in VARIANTS:
         folder = target / f"seedling-{variant}"
-        state = {
-            name.removeprefix("transformer."): tensor
-            for name, tensor in recipe.run(variant).weights().items()
-            if name.startswith("transformer.")
-        }
-        config = _config(diffusion.build_transformer("dense"))
-        export.write_transformer(folder, variant, export.Part(config, state))
+        export.write_transformer(folder, variant, export.Part(transformer_config, recipe.run(variant).weights()))
         export.write_encoder(folder, encoder)
         export.write_vae(folder, export.Part(_config(autoencoder), autoencoder.state_dict()))
         export.write_frame(folder, variant)
@@ -140,14 +154,15 @@ def notes(recipe: Recipe, variant: str) -> dict[str, Any]:
         "demo": True,
         "sizes": [[size.width, size.height] for size in dataset.SIZES],
         "steps": diffusion.STEPS,
-        "text_length": diffusion.TEXT_LENGTH,
-        "hidden_states": list(diffusion.HIDDEN_STATES),
+        "text_length": reader.TEXT_LENGTH,
+        "hidden_states": list(reader.HIDDEN_STATES),
         "languages": ["en"],
         "vocabulary": sorted(captions.vocabulary()),
         "provenance": {
             "made_by": "make seedling",
             "seed": recipe.seed,
             "vae_steps": recipe.vae_steps,
+            "reader_steps": recipe.reader_steps,
             "base_steps": recipe.base_steps,
             "branch_steps": recipe.branch_steps,
             "pictures_a_step": recipe.batch,

@@ -1,0 +1,260 @@
+"""The whole training path in small: tokenizer, reader, VAE, latents, base run, branches, packs; and runs repeated.
+
+`made` is everything once, with a handful of steps and pictures. What is trained to nothing still has the shapes, the
+names and the low-bit values of the real thing, so that reading it back is held against the training's own modules.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine import lowbit
+from engine.hardware import detect
+from engine.packs import Component, Pack, open_pack, verify_pack
+from engine.seedling import captions, dataset, diffusion, quantize, reader, recipe, vae
+from engine.seedling.checkpoint import Run
+from engine.seedling.recipe import Recipe
+from engine.types import Picture, Request, Step
+
+SHARD = 20  # examples a file, instead of 500
+TINY = dict(processes=1, vae_steps=2, reader_steps=2, examples=SHARD, base_steps=2, branch_steps=2, batch=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "SHARD", SHARD)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, small_shards: None) -> tuple[Recipe, Path]:
+    """A finished recipe and the folder of its packs."""
+    settings = Recipe(tmp_path_factory.mktemp("runs"), **TINY)  # type: ignore[arg-type]
+    recipe.make(settings)
+    packs = tmp_path_factory.mktemp("packs")
+    recipe.write_packs(settings, packs)
+    return settings, packs
+
+
+@pytest.fixture(scope="module")
+def examples(made: tuple[Recipe, Path]) -> diffusion.Examples:
+    settings, _ = made
+    return diffusion.Examples(settings.latents, recipe.tokenizer_of(settings), settings.seed)
+
+
+@pytest.fixture(scope="module")
+def encoder(made: tuple[Recipe, Path]) -> nn.Module:
+    return recipe.trained_encoder(made[0])
+
+
+def pack_of(made: tuple[Recipe, Path], variant: str) -> Pack:
+    return open_pack(made[1] / f"seedling-{variant}")
+
+
+def weights(component: Component, fqn: str) -> np.ndarray:
+    """What a packed layer stands for, float32 [out, in], by the readable truth."""
+    assert component.quantization is not None
+    tensors, (bits, group_size) = component.tensors, (component.quantization.bits, component.quantization.group_size)
+    scales, biases = tensors.numpy(f"{fqn}.scales"), tensors.numpy(f"{fqn}.biases")
+    codes = lowbit.unpack(tensors.numpy(f"{fqn}.weight"), bits, scales.shape[1] * group_size)
+    return lowbit.dequantize(codes, scales, biases, group_size)
+
+
+def packed_layers(component: Component) -> list[str]:
+    return [name.removesuffix(".scales") for name in component.tensors if name.endswith(".scales")]
+
+
+@pytest.mark.parametrize("variant", recipe.VARIANTS)
+def test_the_packs_open_and_every_byte_is_as_recorded(made: tuple[Recipe, Path], variant: str) -> None:
+    pack = pack_of(made, variant)
+    assert (pack.id, pack.variant, pack.notes.demo) == (f"seedling-{variant}", variant, True)
+    assert "demo model" in pack.notes.label and pack.notes.vocabulary == captions.vocabulary()
+    assert pack.notes.sizes == tuple((size.width, size.height) for size in dataset.SIZES)
+    assert not [sentence for _, right, sentence in verify_pack(pack) if not right]
+    recorded = {path.relative_to(pack.folder).as_posix() for path in pack.folder.rglob("*") if path.is_file()}
+    assert pack.notes.files.keys() == recorded - {"niwaki.json"}
+
+
+def test_the_packs_share_encoder_vae_and_tokenizer(made: tuple[Recipe, Path]) -> None:
+    notes = [pack_of(made, variant).notes.files for variant in recipe.VARIANTS]
+    shared = [name for name in notes[0] if name.startswith(("text_encoder", "vae", "tokenizer", "scheduler"))]
+    assert len(shared) >= 7 and all(files[name] == notes[0][name] for files in notes for name in shared)
+
+
+@pytest.mark.parametrize(("variant", "most"), [("ternary", 3), ("binary", 2)])
+def test_every_group_has_few_values(made: tuple[Recipe, Path], variant: str, most: int) -> None:
+    transformer = pack_of(made, variant).transformer
+    layers = packed_layers(transformer)
+    assert len(layers) == 12 * diffusion.TRANSFORMER["num_layers"] + 2 * diffusion.TRANSFORMER["num_single_layers"]
+    for fqn in layers:
+        groups = np.sort(weights(transformer, fqn).reshape(-1, quantize.TRANSFORMER_GROUP))
+        assert (np.diff(groups) > 0).sum(axis=1).max() < most, fqn
+
+
+def trained(made: tuple[Recipe, Path], variant: str) -> nn.ModuleDict:
+    """The modules of training, as they stood at the end of a branch."""
+    transformer = diffusion.build_transformer(variant)
+    quantize.load_plain(transformer, made[0].run(variant).weights())
+    return nn.ModuleDict({"encoder": recipe.trained_encoder(made[0]), "transformer": transformer})
+
+
+@pytest.mark.parametrize("variant", ["ternary", "binary"])
+def test_the_pack_holds_what_training_computed_with(made: tuple[Recipe, Path], variant: str) -> None:
+    """Codes bit for bit; the outer projections and norms rounded to bfloat16."""
+    module, pack = trained(made, variant), pack_of(made, variant)
+    parts = (("transformer", pack.transformer, ""), ("encoder", pack.text_encoder, "model."))
+    for name, component, prefix in parts:
+        plain = quantize.plain_state(module[name])
+        for key, value in plain.items():
+            fqn = prefix + key.removesuffix(".weight")
+            if component.is_packed(fqn):
+                seen = module[name].get_submodule(key.removesuffix(".weight")).weight.detach().numpy()
+                np.testing.assert_array_equal(weights(component, fqn), seen, err_msg=fqn)
+            else:
+                np.testing.assert_array_equal(component.tensors.numpy(prefix + key), value.bfloat16().float().numpy())
+
+
+def test_the_backend_computes_what_training_computed(made: tuple[Recipe, Path]) -> None:
+    """One velocity, from prompt to output: they differ by the bfloat16 rounding of norms and outer projections."""
+    from engine.torch_backend.backend import Model
+    from engine.torch_backend.transformer import token_ids
+
+    module, model = trained(made, "ternary"), Model(made[1] / "seedling-ternary")
+    loaded = model.load(torch.device("cpu"), torch.float32, lambda: None)
+    prompt = "two red circles on a blue background"
+    ids, mask = reader.TextBatch(recipe.tokenizer_of(made[0]))([prompt])
+    theirs_ids, theirs_mask, _ = model.tokenizer.encode(prompt, reader.TEXT_LENGTH)
+    np.testing.assert_array_equal(ids.numpy(), theirs_ids)
+    np.testing.assert_array_equal(mask.numpy(), theirs_mask)
+    x = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.7])
+    image_ids, text_ids = diffusion.positions(4, 4)
+    with torch.no_grad():
+        states = reader.encode(module["encoder"], ids, mask)
+        theirs_states = loaded.text_encoder.encode(theirs_ids, theirs_mask, lambda: None)
+        velocity = module["transformer"](
+            hidden_states=x, encoder_hidden_states=states, timestep=sigma, img_ids=image_ids, txt_ids=text_ids,
+            return_dict=False,
+        )[0]  # fmt: skip
+        grid = token_ids(reader.TEXT_LENGTH, (4, 4), "cpu")
+        theirs = loaded.transformer(x, theirs_states, sigma, *grid, lambda: None)
+    assert torch.linalg.norm(states - theirs_states) < 0.01 * torch.linalg.norm(states)
+    assert torch.linalg.norm(velocity - theirs) < 0.02 * torch.linalg.norm(velocity)
+
+
+def test_the_backend_makes_a_picture(made: tuple[Recipe, Path], tmp_path: Path) -> None:
+    from engine.torch_backend.backend import TorchBackend
+
+    for variant in recipe.VARIANTS:
+        request = Request("two purple hexagons", str(made[1] / f"seedling-{variant}"), width=96, height=160)
+        *steps, picture = TorchBackend(detect(), tmp_path).generate(request, lambda: False)
+        assert steps == [Step(index, 4) for index in range(5)] and isinstance(picture, Picture)
+        assert picture.pixels.shape == (160, 96, 3) and picture.unknown_words == ("hexagons",)
+
+
+def test_what_is_finished_is_not_done_again(made: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = made
+    before = {path: path.stat().st_mtime_ns for path in settings.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(diffusion, "train", None)
+    monkeypatch.setattr(vae, "train", None)
+    recipe.make(settings)
+    assert {path: path.stat().st_mtime_ns for path in settings.folder.rglob("*") if path.is_file()} == before
+
+
+def test_branches_start_from_the_base_and_move_everywhere(made: tuple[Recipe, Path]) -> None:
+    base = made[0].run("base").weights()
+    for variant in recipe.VARIANTS:
+        branch = made[0].run(variant).weights()
+        assert branch.keys() == base.keys()
+        assert not [name for name in base if torch.equal(base[name], branch[name])]
+        assert all(torch.allclose(base[name], branch[name], atol=1e-3) for name in base)  # two small steps
+
+
+def losses(
+    folder: Path, settings: diffusion.DiffusionTraining, parts: tuple, base: Run | None = None, stop: int | None = None
+) -> list[float]:
+    """Of one run in `folder`, which keeps its state every three steps; `stop` leaves it after so many."""
+    examples, encoder = parts
+    return [loss for _, loss in islice(diffusion.train(Run(folder, every=3), settings, examples, encoder, base), stop)]
+
+
+@pytest.fixture
+def parts(examples: diffusion.Examples, encoder: nn.Module) -> tuple[diffusion.Examples, nn.Module]:
+    return examples, encoder
+
+
+def test_the_loss_falls_and_a_run_can_be_repeated_and_resumed(parts: tuple, tmp_path: Path) -> None:
+    settings = diffusion.DiffusionTraining("base", steps=14, batch=4, warmup=4)
+    whole = losses(tmp_path / "whole", settings, parts)
+    assert len(whole) == 14 and np.mean(whole[-4:]) < 0.9 * np.mean(whole[:3])
+    first = losses(tmp_path / "broken", settings, parts, stop=8)  # what was kept is step 6
+    assert first == whole[:8]
+    assert losses(tmp_path / "broken", settings, parts) == whole[6:]
+    ends = [Run(tmp_path / name).weights() for name in ("whole", "broken")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("variant", ["ternary", "binary"])
+def test_a_branch_can_be_resumed(made: tuple[Recipe, Path], parts: tuple, tmp_path: Path, variant: str) -> None:
+    settings = diffusion.DiffusionTraining(variant, steps=5, batch=2, warmup=2)
+    base = made[0].run("base")
+    whole = losses(tmp_path / "whole", settings, parts, base)
+    assert losses(tmp_path / "broken", settings, parts, base, stop=4) == whole[:4]
+    assert losses(tmp_path / "broken", settings, parts, base) == whole[3:]
+
+
+def test_another_seed_gives_other_losses(parts: tuple, tmp_path: Path) -> None:
+    one, two = (
+        losses(tmp_path / str(seed), diffusion.DiffusionTraining("base", steps=2, batch=2, seed=seed), parts)
+        for seed in (0, 1)
+    )
+    assert one != two
+
+
+def vae_losses(folder: Path, steps: int, stop: int | None = None) -> list[float]:
+    settings = vae.VaeTraining(steps=steps, batch=4)
+    return [loss for _, loss in islice(vae.train(Run(folder, every=3), settings), stop)]
+
+
+def test_the_vae_learns_and_its_run_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae, "measure_latents", lambda model, seed: None)  # 256 pictures, and not what is tested here
+    whole = vae_losses(tmp_path / "whole", 12)
+    assert np.mean(whole[-4:]) < 0.8 * np.mean(whole[:3])
+    assert vae_losses(tmp_path / "broken", 12, stop=7) == whole[:7]
+    assert vae_losses(tmp_path / "broken", 12) == whole[6:]
+
+
+def test_the_reader_learns_and_its_run_can_be_resumed(made: tuple[Recipe, Path], tmp_path: Path) -> None:
+    settings = reader.ReaderTraining(steps=15, batch=16)
+
+    def wrong(name: str, stop: int | None = None) -> list[float]:
+        """Shares of wrong answers."""
+        steps = reader.train(Run(tmp_path / name, every=3), settings, recipe.tokenizer_of(made[0]))
+        return [share for _, share in islice(steps, stop)]
+
+    whole = wrong("whole")
+    assert np.mean(whole[-4:]) < np.mean(whole[:3]) - 0.05
+    assert wrong("broken", stop=7) == whole[:7]
+    assert wrong("broken") == whole[6:]
+
+
+def test_examples_are_a_function_of_seed_and_step(examples: diffusion.Examples) -> None:
+    one, two, other = (examples.batch(0, step, 3, 0.5) for step in (5, 5, 6))
+    for part in ("latents", "noise", "sigma", "ids", "mask"):
+        assert torch.equal(getattr(one, part), getattr(two, part))
+    assert not torch.equal(one.sigma, other.sigma)
+    assert one.latents.shape[1:] == (one.size.width * one.size.height // 256, 64)
+    assert ((one.sigma > 0) & (one.sigma <= 1)).all()
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_losses_for_200_steps(parts: tuple, tmp_path: Path) -> None:
+    settings = diffusion.DiffusionTraining("base", steps=200, batch=2, warmup=20)
+    one, two = (losses(tmp_path / name, settings, parts) for name in ("one", "two"))
+    assert one == two and np.mean(one[-20:]) < 0.6 * np.mean(one[:5])
