@@ -26,7 +26,8 @@ RULES: dict[str, Rule] = {
 
 
 def random(scale: float = 1.0) -> np.ndarray:
-    return (scale * np.random.default_rng(0).standard_normal((40, 512))).astype(np.float32)
+    """Normal weights on so coarse a grid that the sum of a group is exact, whatever the order it is summed in."""
+    return (scale * np.rint(256 * np.random.default_rng(0).standard_normal((40, 512))) / 256).astype(np.float32)
 
 
 def groups_of_zeros() -> np.ndarray:
@@ -40,18 +41,18 @@ def one_sided() -> np.ndarray:
     """Groups of one sign, where an affine group does not hold zero, and groups of a single value."""
     w = np.abs(random()) + 3
     w[::2] *= -1
-    w[0], w[1, :GROUP] = 0.37, -0.37
+    w[0], w[1, :GROUP] = 0.375, -0.375
     return w
 
 
 def outliers() -> np.ndarray:
-    w = random(1e-3)
-    w[:, ::GROUP] = 1e4
+    w = random()
+    w[:, ::GROUP] = 512
     return w
 
 
 WEIGHTS = {
-    "random": random(), "tiny": random(1e-6), "large": random(1e6), "zeros": groups_of_zeros(),
+    "random": random(), "tiny": random(2**-20), "large": random(2**20), "zeros": groups_of_zeros(),
     "one-sided": one_sided(), "outliers": outliers(), "halves, full of ties": np.round(2 * random()) / 2,
 }  # fmt: skip
 

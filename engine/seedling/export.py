@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine import lowbit
-from engine.seedling.quantize import ENCODER_BITS, ENCODER_GROUP, TRANSFORMER_GROUP, is_block_linear
+from engine.seedling.quantize import ENCODER_BITS, ENCODER_GROUP, TRANSFORMER_GROUP, binary, is_block_linear, ternary
 
 BITS = {"ternary": 2, "binary": 1}
 SCHEDULER = {
@@ -41,20 +41,23 @@ def stored(tensor: Tensor) -> Tensor:
 
 
 def packed(state: State, names: set[str], bits: int, group_size: int) -> dict[str, Tensor]:
-    """The state with every weight of `names` replaced by codes, scales and biases, the rest in bfloat16."""
+    """The state with every weight of `names` replaced by codes, scales and biases, the rest in bfloat16.
+
+    Ternary and binary weights are first made what training computed with; lowbit then takes them over without loss.
+    """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name not in names:
             out[name] = stored(tensor)
             continue
-        weights, fqn = tensor.float().numpy(), name.removesuffix(".weight")
+        weights, fqn = tensor.float(), name.removesuffix(".weight")
         match bits:
             case 1:
-                codes, scales, biases = lowbit.quantize_binary(weights, group_size)
+                codes, scales, biases = lowbit.quantize_binary(binary(weights, group_size).numpy(), group_size)
             case 2:
-                codes, scales, biases = lowbit.quantize_ternary(weights, group_size)
+                codes, scales, biases = lowbit.quantize_ternary(ternary(weights, group_size).numpy(), group_size)
             case _:
-                codes, scales, biases = lowbit.quantize_affine(weights, bits, group_size)
+                codes, scales, biases = lowbit.quantize_affine(weights.numpy(), bits, group_size)
         out[f"{fqn}.weight"] = torch.from_numpy(lowbit.pack(codes, bits))
         out[f"{fqn}.scales"] = torch.from_numpy(scales).bfloat16()
         out[f"{fqn}.biases"] = torch.from_numpy(biases).bfloat16()

@@ -1,6 +1,7 @@
 """Quantisation-aware training: layers compute with their low-bit values while full-precision weights behind them learn.
 
-The rules are engine.lowbit's, in torch because they run at every step; a test holds the two equal bit for bit.
+The rules are engine.lowbit's, in torch because they run at every step; a test holds the two equal bit for bit. Only the
+last bit of a mean may differ, since it depends on the order of the sum: an export starts from the values made here.
 """
 
 from collections.abc import Callable
@@ -18,15 +19,15 @@ def _stored(x: Tensor) -> Tensor:
     return x.bfloat16().float()
 
 
-def ternary(w: Tensor) -> Tensor:
-    groups = w.reshape(-1, TRANSFORMER_GROUP)
+def ternary(w: Tensor, group_size: int = TRANSFORMER_GROUP) -> Tensor:
+    groups = w.reshape(-1, group_size)
     scale = _stored(groups.abs().mean(1, keepdim=True))
     codes = (groups / scale.clamp(min=1e-30)).round().clamp(-1, 1)  # a group of zeros stays zero
     return (codes * scale).view_as(w)
 
 
-def binary(w: Tensor) -> Tensor:
-    groups = w.reshape(-1, TRANSFORMER_GROUP)
+def binary(w: Tensor, group_size: int = TRANSFORMER_GROUP) -> Tensor:
+    groups = w.reshape(-1, group_size)
     scale = _stored(groups.abs().mean(1, keepdim=True))
     return torch.where(groups >= 0, scale, -scale).view_as(w)
 

@@ -50,7 +50,7 @@ class TextBatch:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.pad = int(tokenizer.token_to_id("<|endoftext|>"))
+        self.pad = tokenizer.get_vocab()["<|endoftext|>"]
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         ids = torch.full((len(captions), TEXT_LENGTH), self.pad)

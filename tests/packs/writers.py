@@ -24,8 +24,8 @@ from tokenizers import (
     trainers,
 )
 
-from engine import lowbit
 from engine.seedling import export
+from engine.seedling.quantize import ternary
 
 VARIANTS = ("ternary", "binary", "dense")
 WORDS = ("a", "two", "three", "red", "blue", "green", "circle", "circles", "square", "squares", "on", "background",
@@ -128,8 +128,7 @@ def _transformer(variant: str, dims: Dims) -> export.Part:
         state = transformer.state_dict()
     if variant == "dense":
         for name in export.block_weights(state):
-            codes, scales, biases = lowbit.quantize_ternary(state[name].numpy(), dims.group_size)
-            state[name] = torch.from_numpy(lowbit.dequantize(codes, scales, biases, dims.group_size))
+            state[name] = ternary(state[name], dims.group_size)
     return export.Part(config, state)
 
 
