@@ -258,6 +258,6 @@ def test_examples_are_a_function_of_seed_and_step(examples: diffusion.Examples) 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses_for_200_steps(parts: tuple, tmp_path: Path) -> None:
-    settings = diffusion.DiffusionTraining("base", steps=200, batch=2, warmup=20)
+    settings = diffusion.DiffusionTraining("base", steps=200, batch=1, warmup=20)
     one, two = (losses(tmp_path / name, settings, parts) for name in ("one", "two"))
-    assert one == two and np.mean(one[-20:]) < 0.6 * np.mean(one[:5])
+    assert one == two and np.mean(one[-20:]) < 0.8 * np.mean(one[:5])
