@@ -31,8 +31,8 @@ class Recipe:
     vae_steps: int = 1600
     reader_steps: int = 1000
     examples: int = 20_000
-    base_steps: int = 5750
-    branch_steps: int = 350
+    base_steps: int = 5250
+    branch_steps: int = 420
     batch: int = 16
 
     def run(self, name: str) -> Run:
