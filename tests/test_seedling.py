@@ -261,3 +261,20 @@ def test_the_same_seed_gives_the_same_losses_for_200_steps(parts: tuple, tmp_pat
     settings = diffusion.DiffusionTraining("base", steps=200, batch=1, warmup=20)
     one, two = (losses(tmp_path / name, settings, parts) for name in ("one", "two"))
     assert one == two and np.mean(one[-20:]) < 0.8 * np.mean(one[:5])
+
+
+def test_training_goes_on_from_a_carried_file(made: tuple[Recipe, Path], tmp_path: Path) -> None:
+    settings, packs = made
+    file = tmp_path / "carried.safetensors"
+    recipe.save_carried(settings, file)
+    elsewhere = Recipe(tmp_path / "runs", **TINY)  # type: ignore[arg-type]
+    recipe.take_up(elsewhere, file, packs / "seedling-dense")
+    assert elsewhere.run("reader").finished and elsewhere.run("vae").finished and not elsewhere.run("base").finished
+    before = settings.run("base").weights()
+    start = elsewhere.run("start").weights()
+    assert start.keys() == before.keys()
+    assert all(torch.equal(start[name], before[name].bfloat16().float()) for name in start)
+    recipe.make(elsewhere)
+    after = elsewhere.run("base").weights()
+    moved = max((after[name] - start[name]).abs().max().item() for name in start)
+    assert 0 < moved < 0.1  # two steps from those weights, not from fresh ones

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
@@ -90,7 +91,8 @@ def train_flow(recipe: Recipe, variant: str) -> None:
     steps = recipe.base_steps if variant == "base" else recipe.branch_steps
     settings = diffusion.DiffusionTraining(variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed)
     examples = diffusion.Examples(recipe.latents, tokenizer_of(recipe), recipe.seed)
-    base = None if variant == "base" else recipe.run("base")
+    origin = recipe.run("start" if variant == "base" else "base")
+    base = origin if origin.finished else None
     progress = diffusion.train(recipe.run(variant), settings, examples, trained_encoder(recipe), base)
     _follow(variant, progress, steps)
 
@@ -114,6 +116,25 @@ def make(recipe: Recipe) -> None:
     """Everything that is not finished yet, except the export."""
     for stage in STAGES:
         do(recipe, stage)
+
+
+CARRIED = {"reader": "reader", "base": "start"}  # the run a part comes from, and the one it begins
+
+
+def save_carried(recipe: Recipe, file: Path) -> None:
+    """What another machine needs to train on beside the packs: encoder and base transformer in one bfloat16 file."""
+    parts = {f"{name}/{key}": export.stored(t) for name in CARRIED for key, t in recipe.run(name).weights().items()}
+    save_file(parts, file)
+
+
+def take_up(recipe: Recipe, file: Path, pack: Path) -> None:
+    """Begin where `save_carried` ended: encoder and the VAE of `pack` are finished, the base run starts from there."""
+    parts = load_file(file)
+    parts |= {f"vae/{key}": t for key, t in load_file(pack / "vae" / "diffusion_pytorch_model.safetensors").items()}
+    for name, begun in {**CARRIED, "vae": "vae"}.items():
+        if not recipe.run(begun).finished:
+            own = {key.removeprefix(f"{name}/"): t for key, t in parts.items() if key.startswith(f"{name}/")}
+            recipe.run(begun).finish({key: t.float() if t.is_floating_point() else t for key, t in own.items()})
 
 
 def encoder_part(state: dict[str, torch.Tensor], seed: int) -> export.Part:
