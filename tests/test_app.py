@@ -305,7 +305,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 def test_ctrl_c_ends_everything_quietly(pack: Path) -> None:
-    command = [sys.executable, str(ROOT / "app.py"), "generate", "a", "--count", "9", "--steps", "50"]
+    command = [sys.executable, str(ROOT / "app.py"), "generate", "a", "--count", "90", "--steps", "50"]
     process = subprocess.Popen(
         [*command, "--backend", "fake", "--model", str(pack)],
         stdout=subprocess.PIPE,
