@@ -248,7 +248,7 @@ def test_the_reader_learns_and_its_run_can_be_resumed(made: tuple[Recipe, Path],
 
 
 def test_examples_are_a_function_of_seed_and_step(examples: diffusion.Examples) -> None:
-    one, two, other = (examples.batch(0, step, 3, 0.5) for step in (5, 5, 6))
+    one, two, other = (examples.batch(0, step, 3) for step in (5, 5, 6))
     for part in ("latents", "noise", "sigma", "ids", "mask"):
         assert torch.equal(getattr(one, part), getattr(two, part))
     assert not torch.equal(one.sigma, other.sigma)

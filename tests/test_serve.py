@@ -126,7 +126,7 @@ def check_a_whole_session(tmp_path: Path, model: str, backend: str, size: str) -
 
 
 def test_a_session_talks_to_nobody_and_ends_cleanly(tmp_path: Path) -> None:
-    check_a_whole_session(tmp_path, "seedling-ternary", "fake", "256x256")
+    check_a_whole_session(tmp_path, "seedling-ternary", "fake", "128x128")
 
 
 @pytest.mark.slow
