@@ -1,8 +1,8 @@
 """Data-parallel training on the cores of one machine: one thread a process, gradients averaged in shared memory.
 
-Two threads in one process are slower than that, and very much slower beside any other busy process; with torch.distributed's
-gloo each core was 71 % busy, with this 93 %. In a single process every function here does nothing, and a
-run is reproducible loss by loss.
+Two threads in one process are slower than that, and very much slower beside any other busy process; with
+torch.distributed's gloo each core was 71 % busy, with this 93 %. In a single process every function here does nothing,
+and a run is reproducible loss by loss.
 """
 
 import logging
