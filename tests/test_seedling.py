@@ -16,7 +16,7 @@ from torch import nn
 from engine import lowbit
 from engine.hardware import detect
 from engine.packs import Component, Pack, open_pack, verify_pack
-from engine.seedling import captions, dataset, diffusion, quantize, reader, recipe, vae
+from engine.seedling import captions, dataset, diffusion, quantize, reader, recipe, scenes, vae
 from engine.seedling.checkpoint import Run
 from engine.seedling.recipe import Recipe
 from engine.types import Picture, Request, Step
@@ -278,3 +278,17 @@ def test_training_goes_on_from_a_carried_file(made: tuple[Recipe, Path], tmp_pat
     after = elsewhere.run("base").weights()
     moved = max((after[name] - start[name]).abs().max().item() for name in start)
     assert 0 < moved < 0.1  # two steps from those weights, not from fresh ones
+
+
+def test_the_reader_is_asked_what_the_caption_says() -> None:
+    red, blue = scenes.Thing("ring", "red", 0.7, 0.5, 0.1), scenes.Thing("circle", "blue", 0.3, 0.5, 0.1)
+    colors, shapes = list(scenes.COLORS), scenes.SHAPES
+    ring, circle = shapes.index("ring"), shapes.index("circle")
+    beside = scenes.Scene("white", (red, blue), "right of")  # told from the left: the circle comes first
+    expected = [colors.index("white"), 1, 2, circle, colors.index("blue"), ring, colors.index("red")]
+    assert reader.answers(beside, colored=True) == expected
+    assert reader.answers(scenes.Scene("white", (blue, red), "left of"), colored=True) == expected
+    uncolored = reader.answers(beside, colored=False)
+    assert uncolored[4] == uncolored[6] == reader.UNSAID and uncolored[3] == circle
+    group = reader.answers(scenes.Scene("black", (red, red, red)), colored=True)
+    assert group == [colors.index("black"), 2, 0, ring, colors.index("red"), reader.UNSAID, reader.UNSAID]

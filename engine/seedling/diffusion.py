@@ -66,7 +66,7 @@ def draw_sigmas(rng: np.random.Generator, count: int, image_tokens: int) -> Tens
     """Most examples at the levels that four steps visit, the rest spread over all, for other numbers of steps.
 
     Above 0.87 only the text can tell what to draw, so that is where words are bound to things; at 0.7 the things are
-    already visible. With mostly low levels the first 2,500 steps learned to denoise, but not to listen.
+    already visible.
     """
     visited = sigmas(image_tokens, STEPS)[:STEPS]
     at = rng.choice(visited, count, p=[0.25, 0.3, 0.25, 0.2])
