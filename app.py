@@ -245,7 +245,7 @@ def doctor(args: argparse.Namespace) -> Facts:
 
 def bench(args: argparse.Namespace) -> Facts:
     """Time and memory of pictures, and the bytes of the weights."""
-    from engine import bench, catalog
+    from engine import bench, catalog, memory
     from engine.hardware import detect
     from engine.packs import open_pack
     from engine.plan import plan
@@ -265,7 +265,7 @@ def bench(args: argparse.Namespace) -> Facts:
     mean = f", mean {facts['mean_active_memory_bytes'] / 1e6:.0f} MB" if facts["mean_active_memory_bytes"] else ""
     print(f"memory        peak {facts['peak_memory_bytes'] / 1e6:.0f} MB{mean}")
     print(f"weights       transformer {weights['transformer'] / 1e6:.2f} MB on disk and "
-          f"{bench.transformer_in_memory(pack, decided) / 1e6:.2f} MB in memory ({decided.dtype}), "
+          f"{memory.component_bytes(pack.transformer, decided.dtype) / 1e6:.2f} MB in memory ({decided.dtype}), "
           f"text encoder {weights['text_encoder'] / 1e6:.2f} MB, VAE {weights['vae'] / 1e6:.2f} MB")  # fmt: skip
     return facts
 

@@ -4,7 +4,6 @@ cold start to warm pictures, each with a prompt of its own so that the text enco
 Knows nothing of what makes a picture fast. All sizes are decimal bytes, all times wall-clock seconds.
 """
 
-import math
 import statistics
 import threading
 import time
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import catalog
-from engine.hardware import detect
+from engine.hardware import detect, resident_bytes
 from engine.packs import Pack, open_pack
-from engine.plan import Plan, complete, plan
+from engine.plan import complete, plan
 from engine.types import BadRequest, Picture, Request, Step
 from engine.worker import Worker
 
 MAX_RUNS = 100
 SAMPLE_SECONDS = 0.05  # the interval of the published memory figures, which ours are held against
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _SHAPES = ("circles", "squares", "triangles", "rings")
 _COLORS = ("red", "blue", "green", "yellow", "purple")
 _COUNTS = ("two", "three", "four", "two small", "three small")
@@ -52,7 +50,7 @@ def run(
     worker = Worker(backend, data_dir=data_dir)
     try:
         load, cold = _cold(worker, requests[0])
-        with _resident_memory(worker.pid) as samples:
+        with _resident_memory(worker.pid or 0) as samples:
             warm = [_picture(worker, request) for request in requests[1:]]
     finally:
         worker.close()
@@ -79,16 +77,6 @@ def weights_on_disk(pack: Pack) -> dict[str, int]:
     """Bytes of the safetensors files, per component."""
     components = {"transformer": pack.transformer, "text_encoder": pack.text_encoder, "vae": pack.vae}
     return {name: component.bytes_on_disk for name, component in components.items()}
-
-
-def transformer_in_memory(pack: Pack, decided: Plan) -> int:
-    """Bytes of the transformer's tensors once loaded: a packed layer as it lies in the file, any other in the plan's
-    number format. While a packed layer multiplies, its expanded weight comes on top, one layer at a time."""
-    width = _DTYPE_BYTES[decided.dtype]
-    return sum(
-        info.nbytes if pack.transformer.is_packed(name.rpartition(".")[0]) else math.prod(info.shape) * width
-        for name, info in pack.transformer.tensors.items()
-    )
 
 
 def _median(seconds: list[float]) -> float:
@@ -119,18 +107,16 @@ def _picture(worker: Worker, request: Request) -> Picture:
 
 
 @contextmanager
-def _resident_memory(pid: int | None) -> Iterator[list[int]]:
+def _resident_memory(pid: int) -> Iterator[list[int]]:
     """Sample a process's resident memory while the block runs; the list stays empty where /proc doesn't tell."""
     samples: list[int] = []
     done = threading.Event()
 
     def sample() -> None:
         while not done.is_set():
-            try:
-                status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-            except OSError:
+            if not (resident := resident_bytes(pid)):
                 return
-            samples.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+            samples.append(resident)
             done.wait(SAMPLE_SECONDS)
 
     thread = threading.Thread(target=sample, daemon=True)

@@ -107,17 +107,43 @@ def _memory() -> int:
     return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def _windows_memory() -> int:
+def available_bytes() -> int:
+    """Bytes of main memory that a program could take now without pushing another out; 0 where the system doesn't say.
+
+    File cache counts as available. In a container, what its limit leaves, since nobody else can use that.
+    """
+    if platform.system() == "Windows":
+        return _windows_memory(available=True)
+    if not (free := re.search(r"^MemAvailable:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)):
+        return 0
+    rooms = [int(free[1]) * 1024]
+    limit, used = (_read(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit():
+        cache = re.search(r"^file (\d+)", _read(Path("/sys/fs/cgroup/memory.stat")), re.MULTILINE)
+        rooms.append(int(limit) - int(used) + (int(cache[1]) if cache else 0))
+    return max(1, min(rooms))
+
+
+def resident_bytes(pid: int | str = "self", field: str = "VmRSS") -> int:
+    """Bytes of a process that lie in memory, mapped pages of files included; with field VmHWM, the most there ever
+    were. 0 where the system doesn't say (only Linux does) or the process is gone."""
+    status = re.search(rf"^{field}:\s*(\d+) kB", _read(Path(f"/proc/{pid}/status")), re.MULTILINE)
+    return int(status[1]) * 1024 if status else 0
+
+
+def _windows_memory(available: bool = False) -> int:
     class MemoryStatus(ctypes.Structure):
         _fields_ = (
             ("length", ctypes.c_ulong),
             ("load_percent", ctypes.c_ulong),
             ("total", ctypes.c_ulonglong),
-            ("others", ctypes.c_ulonglong * 6),
+            ("available", ctypes.c_ulonglong),
+            ("others", ctypes.c_ulonglong * 5),
         )
 
     status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
-    return int(status.total) if _kernel32().GlobalMemoryStatusEx(ctypes.byref(status)) else 0
+    known = _kernel32().GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status.available if available else status.total) if known else 0
 
 
 def _kernel32() -> Any:

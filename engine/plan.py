@@ -5,9 +5,10 @@ Decides only; runs nothing, and imports neither torch nor mlx. Every decision co
 
 import importlib.util
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from engine import memory
 from engine.hardware import Hardware
 from engine.packs import Notes, Pack
 from engine.types import BadRequest, Request
@@ -21,16 +22,29 @@ MAX_TOKENS = 128 * 128  # image tokens: 2048 x 2048 pixels at the real VAE's 16 
 # From here on a pack's weights, not its arithmetic, set the pace on a CPU: half the bytes is worth bfloat16's rounding.
 # Below, float32 costs nothing that a person would notice and keeps parity with the reference at 1e-4.
 BIG_TRANSFORMER = 256 << 20
+BIG_ENCODER = 256 << 20
+WHOLE_PIXELS = 512 * 512  # the largest picture that a CPU decodes in one piece
+VAE_TILES = (512, 256, 128)  # pixels a side
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`backend` 'torch' or 'fake', `device` 'cpu' or 'cuda', `dtype` of the activations: 'float32' or 'bfloat16'."""
+    """`backend` 'torch', 'mlx' or 'fake', `device` 'cpu', 'cuda' or 'mps', `dtype` of the activations: 'float32' or
+    'bfloat16'.
+
+    `keep_text_encoder`: it stays in memory between prompts. `vae_tile`: pixels a side of the tiles in which the picture
+    is decoded, 0 for one piece. `batch` pictures at a time: one, since arithmetic and not the weights sets the pace.
+    `peak_bytes` is what the process (on a card: its allocator) is predicted to take at most.
+    """
 
     backend: str
     device: str
     dtype: str
     why: str
+    keep_text_encoder: bool = True
+    vae_tile: int = 0
+    batch: int = 1
+    peak_bytes: int = 0
 
 
 def complete(request: Request, pack: Pack | None) -> Request:
@@ -81,11 +95,81 @@ def _size(request: Request, declared: tuple[tuple[int, int], ...], side: int) ->
     return width, height
 
 
-def plan(hardware: Hardware, pack: Pack, request: Request, backend: str = "auto") -> Plan:
-    """Choose where and in which number format the request runs. Raises BadRequest for a backend that isn't there."""
+def plan(hardware: Hardware, pack: Pack, request: Request, backend: str = "auto", available: int = 0) -> Plan:
+    """Choose where, in which number format and in how much memory the request runs.
+
+    `available` bytes may be used by the process that will run it, what it holds already included; 0: as much as the
+    hardware has. Raises BadRequest for a backend that isn't there, and for a picture that would not fit, naming the
+    largest size that would.
+    """
     check_backend(backend)
     if backend == "fake":
         return Plan("fake", "cpu", "float32", "fake: a gradient instead of a model's picture, because it was asked for")
+    where = _where(hardware, pack)
+    side = token_side(pack)
+    size = _size(request, pack.notes.sizes, side)
+    room = available or (hardware.memory_bytes if hardware.kind == where.device else 0)
+    way, needed = _cheapest(where, pack, size, side, room)
+    peak = needed.peak(way.keep_text_encoder)
+    if room and peak > room:
+        raise BadRequest(_too_big(where, pack, request, size, side, room, peak))
+    return replace(where, **asdict(way), peak_bytes=peak, why=f"{where.why}; {_memory_words(way, needed, peak, room)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to arrange the memory of a picture."""
+
+    keep_text_encoder: bool
+    vae_tile: int
+
+
+def _ways(where: Plan, pack: Pack, size: tuple[int, int]) -> list[_Way]:
+    """From the fastest arrangement to the smallest.
+
+    A file-backed encoder of gigabytes on a CPU always leaves: its pages come back from the file cache in a moment, and
+    the memory is more use to whatever else runs on the machine. On a card it stays where there is room.
+    """
+    small = memory.encoder_bytes(pack, where.dtype) < BIG_ENCODER
+    tiles = VAE_TILES if where.device == "cpu" and size[0] * size[1] > WHOLE_PIXELS else (0, *VAE_TILES)
+    ways = [_Way(small, tile) for tile in tiles]
+    return ways if small or where.device == "cpu" else [_Way(True, tiles[0]), *ways]
+
+
+def _cheapest(
+    where: Plan, pack: Pack, size: tuple[int, int], side: int, room: int
+) -> tuple[_Way, memory.Need]:
+    """The first way that fits into `room` bytes (0: unknown, so the first), else the last one."""
+    for way in _ways(where, pack, size):
+        needed = memory.need(pack, size, side, where.dtype, cpu=where.device == "cpu", tile=way.vae_tile)
+        if not room or needed.peak(way.keep_text_encoder) <= room:
+            break
+    return way, needed
+
+
+def _too_big(
+    where: Plan, pack: Pack, request: Request, size: tuple[int, int], side: int, room: int, peak: int
+) -> str:
+    """The sentence that refuses a picture, with the largest size of the same shape that would fit."""
+    need = f"a {size[0]}x{size[1]} picture with {request.model} needs {peak / 1e9:.1f} GB where {room / 1e9:.1f} GB"
+    step = 2 * side
+    for width in range(size[0] // step * step, 0, -step):
+        height = max(step, round(width * size[1] / size[0] / step) * step)
+        way, needed = _cheapest(where, pack, (width, height), side, room)
+        if height <= size[1] and needed.peak(way.keep_text_encoder) <= room:
+            return f"{need} are available: the largest size that fits is {width}x{height}"
+    return f"{need} are available, and no smaller size fits: close other programs or choose a smaller model"
+
+
+def _memory_words(way: _Way, needed: memory.Need, peak: int, room: int) -> str:
+    stays = "stays in memory" if way.keep_text_encoder else "leaves memory after each new prompt"
+    tiles = f", the picture is decoded in tiles of {way.vae_tile} pixels" if way.vae_tile else ""
+    of = f" of {room / 1e9:.1f} GB" if room else ""
+    return f"the text encoder's {needed.encoder / 1e6:.0f} MB {stays}{tiles}; at most {peak / 1e9:.2f} GB{of}"
+
+
+def _where(hardware: Hardware, pack: Pack) -> Plan:
+    """Backend, device and number format; the memory is still open."""
     if hardware.kind == "cuda":
         if torch_has_cuda():
             return Plan("torch", "cuda", "bfloat16", f"{hardware.reason}; bfloat16, the pack's own format")
@@ -104,18 +188,30 @@ def check_backend(backend: str) -> None:
 
 
 def _on_cpu(hardware: Hardware, pack: Pack, remark: str) -> Plan:
-    """float32, except for a big pack on a CPU that multiplies bfloat16 itself."""
+    """float32, except for a big pack on a CPU that multiplies bfloat16 faster."""
     where = hardware.reason if hardware.kind == "cpu" else f"cpu: {hardware.cores} cores"
     size = pack.transformer.bytes_on_disk
-    native = sorted(hardware.features & {"avx512_bf16", "amx_bf16"})
-    if native and size >= BIG_TRANSFORMER:
-        why = f"bfloat16, because the transformer has {size / 1e6:.0f} MB and the CPU has {native[0]}"
+    fast = _fast_bfloat16(hardware)
+    if fast and size >= BIG_TRANSFORMER:
+        why = f"bfloat16, because the transformer has {size / 1e6:.0f} MB and the CPU has {fast}"
         return Plan("torch", "cpu", "bfloat16", f"{where}; {why}{remark}")
-    if native:
+    if fast:
         why = f"float32, because the transformer's {size / 1e6:.0f} MB are under {BIG_TRANSFORMER / 1e6:.0f} MB"
+    elif "avx512_bf16" in hardware.features:
+        why = "float32, which this CPU multiplies faster than bfloat16"
     else:
         why = "float32, because the CPU has no bfloat16 arithmetic"
     return Plan("torch", "cpu", "float32", f"{where}; {why}{remark}")
+
+
+def _fast_bfloat16(hardware: Hardware) -> str | None:
+    """The instruction set by which the CPU multiplies bfloat16 faster than float32, if it has one.
+
+    Intel's avx512_bf16 alone isn't: 84 against 150 GFLOP/s a core, since one port multiplies it and two float32.
+    """
+    if "amx_bf16" in hardware.features:
+        return "amx_bf16"
+    return "avx512_bf16" if "avx512_bf16" in hardware.features and "AMD" in hardware.name else None
 
 
 def torch_has_cuda() -> bool:

@@ -6,7 +6,6 @@ import pytest
 
 from engine import bench
 from engine.packs import open_pack
-from engine.plan import Plan
 from engine.types import BadRequest
 from tests.packs.writers import write_packs
 
@@ -46,20 +45,6 @@ def test_bytes_on_disk_are_the_files(packs: Path) -> None:
     pack = open_pack(packs / "binary")
     files = (packs / "binary" / "transformer-packed-mflux").glob("*.safetensors")
     assert bench.weights_on_disk(pack)["transformer"] == sum(file.stat().st_size for file in files)
-
-
-def test_packed_layers_stay_packed_in_memory(packs: Path) -> None:
-    as_float = Plan("torch", "cpu", "float32", "")
-    dense, ternary, binary = (
-        bench.transformer_in_memory(open_pack(packs / v), as_float) for v in ("dense", "ternary", "binary")
-    )
-    # The same parameters: dense ones take 4 bytes, packed ones 2/8 or 1/8 and 4/128 for scale and bias.
-    pack = open_pack(packs / "ternary").transformer
-    codes = [name.removesuffix(".scales") for name in pack.tensors if name.endswith(".scales")]
-    packed = sum(pack.tensors[f"{name}.weight"].nbytes * 4 for name in codes)
-    assert dense - ternary == pytest.approx(packed * (4 - 2 / 8 - 4 / 128))
-    assert ternary - binary == pytest.approx(packed / 8)
-    assert bench.transformer_in_memory(open_pack(packs / "dense"), Plan("torch", "cpu", "bfloat16", "")) == dense / 2
 
 
 def test_every_picture_has_a_prompt_of_its_own() -> None:

@@ -117,3 +117,23 @@ def test_a_containers_limit_cuts_the_memory(machine) -> None:
 def test_a_missing_or_failing_command_answers_nothing() -> None:
     assert hardware._output("no-such-command-anywhere") == ""
     assert hardware._output("false") == ""
+
+
+def test_memory_that_is_left_counts_the_file_cache_and_the_container(machine) -> None:
+    machine(files={"/proc/meminfo": "MemTotal: 16000 kB\nMemAvailable:   8000 kB\n"})
+    assert hardware.available_bytes() == 8000 * 1024
+    group = {"/sys/fs/cgroup/memory.max": "5000", "/sys/fs/cgroup/memory.current": "4000",
+             "/sys/fs/cgroup/memory.stat": "anon 1000\nfile 3000\n", "/proc/meminfo": "MemAvailable: 8000 kB"}
+    machine(files=group)
+    assert hardware.available_bytes() == 4000
+    machine(files=group | {"/sys/fs/cgroup/memory.max": "max"})
+    assert hardware.available_bytes() == 8000 * 1024
+    machine()
+    assert hardware.available_bytes() == 0
+
+
+def test_resident_memory_of_a_process(machine) -> None:
+    machine(files={"/proc/7/status": "VmHWM:\t    300 kB\nVmRSS:\t    200 kB\n"})
+    assert hardware.resident_bytes(7) == 200 * 1024
+    assert hardware.resident_bytes(7, "VmHWM") == 300 * 1024
+    assert hardware.resident_bytes(8) == 0

@@ -12,7 +12,9 @@ from engine.types import BadRequest, Request
 from tests.packs.writers import write_pack
 
 CPU = Hardware("cpu", "EPYC", 8 << 30, 2, frozenset({"avx2"}), "cpu: EPYC, 2 cores")
-MODERN = replace(CPU, features=frozenset({"avx2", "avx512_bf16"}))
+MODERN = replace(CPU, name="AMD EPYC 9R14", features=frozenset({"avx2", "avx512_bf16"}))
+INTEL = replace(MODERN, name="Intel Xeon")
+AMX = replace(INTEL, features=INTEL.features | {"amx_bf16"})
 CUDA = Hardware("cuda", "NVIDIA H200", 140 << 30, 16, frozenset(), "cuda: NVIDIA H200")
 MAC = Hardware("mps", "Apple M4", 24 << 30, 10, frozenset(), "mps: Apple M4, Apple Silicon")
 
@@ -91,6 +93,9 @@ def test_a_big_pack_runs_in_bfloat16_where_the_cpu_multiplies_it(pack: Pack, mon
     assert plan.plan(CPU, pack, request()).dtype == "float32"
     chosen = plan.plan(MODERN, pack, request())
     assert chosen.dtype == "bfloat16" and "avx512_bf16" in chosen.why
+    assert plan.plan(AMX, pack, request()).dtype == "bfloat16"
+    chosen = plan.plan(INTEL, pack, request())
+    assert chosen.dtype == "float32" and "faster than bfloat16" in chosen.why
 
 
 def test_cuda_is_used_when_torch_can(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +138,52 @@ def test_what_torch_says_of_itself_agrees() -> None:
     import torch
 
     assert plan.torch_has_cuda() == (torch.version.cuda is not None)
+
+
+def test_memory_that_suffices_changes_nothing_but_the_words(pack: Pack) -> None:
+    unknown, plenty = plan.plan(replace(CPU, memory_bytes=0), pack, request()), plan.plan(CPU, pack, request())
+    assert replace(unknown, why="") == replace(plenty, why="")
+    assert 400e6 < plenty.peak_bytes < 700e6  # the libraries and a tiny model
+    assert plenty.why.endswith("of 8.6 GB")
+    assert plenty.keep_text_encoder and "stays in memory" in plenty.why
+
+
+def test_big_pictures_are_decoded_in_tiles_on_a_cpu(pack: Pack) -> None:
+    assert plan.plan(CPU, pack, request(width=512, height=512)).vae_tile == 0
+    assert plan.plan(CPU, pack, request(width=544, height=512)).vae_tile == 512
+
+
+def test_a_big_text_encoder_leaves_a_cpu_and_stays_on_a_card(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "BIG_ENCODER", 1)
+    monkeypatch.setattr(plan, "torch_has_cuda", lambda: True)
+    chosen = plan.plan(CPU, pack, request())
+    assert not chosen.keep_text_encoder and "leaves memory after each new prompt" in chosen.why
+    assert plan.plan(CUDA, pack, request()).keep_text_encoder
+    tight = plan.plan(CUDA, pack, request(), available=plan.plan(CUDA, pack, request()).peak_bytes - 1)
+    assert not tight.keep_text_encoder
+
+
+def test_tiles_come_before_a_refusal(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.memory, "token_bytes", lambda *_: 1)  # a tiny pack decodes with less than it denoises
+    big = request(width=2048, height=2048)
+    needed = plan.plan(CPU, pack, big).peak_bytes
+    tighter = plan.plan(CPU, pack, big, available=needed - 1)
+    assert 0 < tighter.vae_tile < 512 and tighter.peak_bytes < needed
+
+
+def test_what_cannot_fit_is_refused_with_the_largest_size_that_would(pack: Pack) -> None:
+    room = plan.plan(CPU, pack, request(width=768, height=384), available=1 << 40).peak_bytes
+    with pytest.raises(BadRequest) as refusal:
+        plan.plan(CPU, pack, request(width=2048, height=1024), available=room)
+    words = str(refusal.value)
+    assert words.startswith("a 2048x1024 picture with tiny needs ") and "\n" not in words
+    width, height = (int(side) for side in words.rpartition(" ")[2].split("x"))
+    assert width == 2 * height and width >= 768
+    plan.plan(CPU, pack, request(width=width, height=height), available=room)
+    with pytest.raises(BadRequest):
+        plan.plan(CPU, pack, request(width=width + 64, height=height + 32), available=room)
+
+
+def test_a_machine_too_small_for_the_model_is_told_so(pack: Pack) -> None:
+    with pytest.raises(BadRequest, match="no smaller size fits: close other programs or choose a smaller model"):
+        plan.plan(CPU, pack, request(), available=100 << 20)

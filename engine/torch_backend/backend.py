@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import catalog, noise, plan, prompt, schedule
-from engine.hardware import Hardware
+from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.packs import Pack, open_pack
 from engine.torch_backend import linear
 from engine.torch_backend.text_encoder import EmbeddingCache, TextEncoder
@@ -114,7 +114,7 @@ class TorchBackend:
         pack = model.pack
         request = plan.complete(request, pack)
         assert request.steps is not None
-        decided = plan.plan(self.hardware, pack, request, backend=self.name)
+        decided = plan.plan(self.hardware, pack, request, self.name, self._available())
         device, dtype = torch.device(decided.device), getattr(torch, decided.dtype)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -164,6 +164,13 @@ class TorchBackend:
             return self._model
         return Model(folder)
 
+    def _available(self) -> int:
+        """Bytes that this process may have, with what it has already; 0 where nobody knows."""
+        if self.hardware.kind == "cuda" and torch.cuda.is_available():
+            return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        free = available_bytes()
+        return free + resident_bytes() if free else 0
+
     def close(self) -> None:
         """Drop the model. The next picture loads again."""
         self._model = None
@@ -205,9 +212,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     if platform.system() == "Windows":
         return 0
     if platform.system() == "Linux":
-        # not ru_maxrss, which a spawned process inherits from its parent
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        return resident_bytes(field="VmHWM")  # not ru_maxrss, which a spawned process inherits from its parent
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes, unlike the others

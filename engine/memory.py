@@ -1,0 +1,107 @@
+"""How many bytes a picture takes, predicted before anything is loaded: weights, activations, libraries.
+
+The formulas count the tensors that are alive at the worst moment of each phase; their constants were fitted to measured
+peaks (SPEED.md), and the full-size tests hold them to 15 %. Decides nothing: `plan` does. Imports no framework.
+"""
+
+import math
+from dataclasses import dataclass
+
+from engine.packs import Component, Pack
+
+WIDTH = {"float32": 4, "bfloat16": 2}
+LIBRARIES = 440 << 20  # Python, torch, transformers and diffusers in a CPU's resident set; a card's allocator has none
+SCRATCH = 32 << 20  # an expanded block of a packed layer, and what the matrix library packs it into
+TILE_HALO = 64  # pixels around a VAE tile that its convolutions look at
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Predicted bytes. `peak` is the most at any moment, libraries included; the others are the parts it is made of."""
+
+    libraries: int
+    encoder: int
+    transformer: int
+    decoder: int
+    encoding: int
+    denoising: int
+    decoding: int
+
+    def peak(self, keep_text_encoder: bool) -> int:
+        """The worst of the three phases. A kept text encoder is in memory in all of them."""
+        kept = self.encoder if keep_text_encoder else 0
+        return self.libraries + max(
+            self.encoder + self.encoding,
+            kept + self.transformer + self.decoder + max(self.denoising, self.decoding),
+        )
+
+
+def need(pack: Pack, size: tuple[int, int], side: int, dtype: str, *, cpu: bool, tile: int, batch: int = 1) -> Need:
+    """What a picture of `size` (width, height) takes; `side` pixels an image token, `tile` 0: decoded in one piece."""
+    tokens = math.prod(size) // side**2 + pack.notes.text_length
+    edge = math.prod(size) if not tile else min(math.prod(size), (tile + 2 * TILE_HALO) ** 2)
+    return Need(
+        libraries=LIBRARIES if cpu else 0,
+        encoder=encoder_bytes(pack, dtype),
+        transformer=component_bytes(pack.transformer, dtype),
+        decoder=decoder_bytes(pack.vae, dtype),
+        encoding=SCRATCH + encoding_bytes(pack, dtype),
+        denoising=SCRATCH + batch * tokens * token_bytes(pack, dtype),
+        decoding=edge * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype),
+    )
+
+
+def component_bytes(component: Component, dtype: str) -> int:
+    """Bytes of a component's tensors once loaded: packed layers as they lie in the file, the rest in `dtype`."""
+    return sum(_loaded(component, name, dtype) for name in component.tensors)
+
+
+def encoder_bytes(pack: Pack, dtype: str) -> int:
+    """The text encoder's layers up to the last state that is read. Of the embedding only the rows of a prompt."""
+    last = max(pack.notes.hidden_states)
+    return sum(
+        _loaded(pack.text_encoder, name, dtype)
+        for name in pack.text_encoder.tensors
+        if name.startswith("model.layers.") and int(name.split(".")[2]) < last
+    )
+
+
+def decoder_bytes(vae: Component, dtype: str) -> int:
+    """The decoding half of the autoencoder."""
+    return sum(
+        _loaded(vae, name, dtype) for name in vae.tensors if not name.startswith(("encoder.", "quant_conv."))
+    )
+
+
+def _loaded(component: Component, name: str, dtype: str) -> int:
+    info = component.tensors[name]
+    return info.nbytes if component.is_packed(name.rpartition(".")[0]) else math.prod(info.shape) * WIDTH[dtype]
+
+
+def token_bytes(pack: Pack, dtype: str) -> int:
+    """Activations of one token inside a single block, where they are most: input, its normed copy, the joint projection
+    (queries, keys, values, both halves of the feed-forward), queries and keys in float32 while they are turned."""
+    config = pack.transformer.config
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    mlp = int(width * config["mlp_ratio"])
+    return WIDTH[dtype] * (2 * width + 3 * width + 2 * mlp + 2 * width) + 2 * 4 * width
+
+
+def encoding_bytes(pack: Pack, dtype: str) -> int:
+    """Activations of a text layer for all tokens, and the embedding's rows."""
+    config = pack.text_encoder.config
+    return pack.notes.text_length * WIDTH[dtype] * (4 * config["intermediate_size"] + 8 * config["hidden_size"])
+
+
+def pixel_bytes(pack: Pack, dtype: str) -> int:
+    """Activations of one pixel at the decoder's last level: a layer's input (still as wide as the level below), its
+    normed copy and its output."""
+    channels = pack.vae.config.get("decoder_block_out_channels") or pack.vae.config["block_out_channels"]
+    return WIDTH[dtype] * (2 * channels[min(1, len(channels) - 1)] + 2 * channels[0])
+
+
+def feature_bytes(pack: Pack, size: tuple[int, int], side: int, dtype: str) -> int:
+    """What grows with the picture even when it is decoded in tiles: the whole picture at the decoder's low levels."""
+    channels = pack.vae.config.get("decoder_block_out_channels") or pack.vae.config["block_out_channels"]
+    latent_pixels = math.prod(size) * 4 // side**2
+    return 6 * latent_pixels * WIDTH[dtype] * channels[-1]
