@@ -292,3 +292,10 @@ def test_the_reader_is_asked_what_the_caption_says() -> None:
     assert uncolored[4] == uncolored[6] == reader.UNSAID and uncolored[3] == circle
     group = reader.answers(scenes.Scene("black", (red, red, red)), colored=True)
     assert group == [colors.index("black"), 2, 0, ring, colors.index("red"), reader.UNSAID, reader.UNSAID]
+
+
+def test_the_reader_is_asked_behind_the_prompt_padding_included() -> None:
+    end = 9
+    ids = torch.tensor([[1, 2, 3, end, 4, 0, 0], [1, end, 4, 0, 0, 0, 0]])
+    assert reader.behind_the_prompt(ids, end).sum(1).tolist() == [4, 6]
+    assert not reader.behind_the_prompt(ids, end)[0, :3].any()

@@ -12,13 +12,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m engine.seedling", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/seedling"), help="checkpoints (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where the packs are written (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile the training step: pays after ten minutes")
     parser.add_argument("--processes", type=int, default=2, help="one core each (default: %(default)s)")
     parser.add_argument("--only", choices=recipe.STAGES, help="do this stage alone and export nothing")
     parser.add_argument("--from", dest="start", type=Path, help="go on from the weights that --carry wrote")
     parser.add_argument("--carry", type=Path, help="write what another machine needs to train on, and do nothing else")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=parallel.LOG_FORMAT)
-    settings = recipe.Recipe(args.runs, args.processes)
+    settings = recipe.Recipe(args.runs, args.processes, compiled=args.compile)
     if args.carry:
         recipe.save_carried(settings, args.carry)
         return

@@ -43,6 +43,7 @@ class DiffusionTraining:
     learning_rate: float = 1e-3
     warmup: int = 100
     seed: int = 0
+    compiled: bool = False  # 0.70 -> 0.59 s a step of 16 pictures on one core, after a minute and a half
 
 
 def build_transformer(variant: str) -> Flux2Transformer2DModel:
@@ -123,6 +124,8 @@ def train(
     if base is not None:
         load_plain(transformer, base.weights())
     parameters = list(transformer.parameters())
+    # One compilation is for one shape, so only the size that most batches have is worth it.
+    fast = torch.compile(transformer, dynamic=False) if settings.compiled else transformer
 
     def rate(step: int) -> float:
         warm = min(1.0, (step + 1) / settings.warmup)
@@ -137,7 +140,7 @@ def train(
         batch = examples.batch(settings.seed + (0 if is_base else 1), step, settings.batch)
         with torch.no_grad():
             states = encode(encoder, batch.ids, batch.mask)
-        loss = flow_loss(transformer, states, batch)
+        loss = flow_loss(fast if batch.size == SIZES[0] else transformer, states, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(parameters)

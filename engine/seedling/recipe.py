@@ -32,9 +32,10 @@ class Recipe:
     vae_steps: int = 1600
     reader_steps: int = 1000
     examples: int = 20_000
-    base_steps: int = 5250
-    branch_steps: int = 420
+    base_steps: int = 6600
+    branch_steps: int = 1500
     batch: int = 16
+    compiled: bool = False
 
     def run(self, name: str) -> Run:
         return Run(self.folder / name)
@@ -89,7 +90,9 @@ def encode_latents(recipe: Recipe) -> None:
 
 def train_flow(recipe: Recipe, variant: str) -> None:
     steps = recipe.base_steps if variant == "base" else recipe.branch_steps
-    settings = diffusion.DiffusionTraining(variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed)
+    settings = diffusion.DiffusionTraining(
+        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed, compiled=recipe.compiled
+    )
     examples = diffusion.Examples(recipe.latents, tokenizer_of(recipe), recipe.seed)
     origin = recipe.run("start" if variant == "base" else "base")
     base = origin if origin.finished else None

@@ -78,7 +78,7 @@ GROUPS = {
     3: (((0.5, 0.28), (0.27, 0.7), (0.73, 0.7)), ((0.27, 0.3), (0.73, 0.3), (0.5, 0.72))),
     4: (((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),),
 }
-RADIUS = {1: (0.22, 0.34), 2: (0.13, 0.175), 3: (0.13, 0.17), 4: (0.12, 0.165)}  # neighbours never touch
+RADIUS = {1: (0.25, 0.31), 2: (0.14, 0.165), 3: (0.14, 0.16), 4: (0.13, 0.155)}  # neighbours never touch
 PLACES = {
     "left of": ((0.26, 0.5), (0.74, 0.5)),
     "right of": ((0.74, 0.5), (0.26, 0.5)),
@@ -102,9 +102,9 @@ def _place(
 def draw_group(rng: np.random.Generator, shape: str, color: str, count: int, background: str) -> Scene:
     """`count` (1..4) equal things, laid out with jitter."""
     if count == 1:
-        return Scene(background, _place(rng, [(shape, color)], [(0.5, 0.5)], 0.1))
+        return Scene(background, _place(rng, [(shape, color)], [(0.5, 0.5)], 0.05))
     centres = GROUPS[count][rng.integers(len(GROUPS[count]))]
-    return Scene(background, _place(rng, [(shape, color)] * count, centres, 0.04))
+    return Scene(background, _place(rng, [(shape, color)] * count, centres, 0.02))
 
 
 def draw_pair(
@@ -112,7 +112,7 @@ def draw_pair(
 ) -> Scene:
     """Two things (shape, colour) in a relation; "and" leaves the place open."""
     place = relation if relation != "and" else RELATIONS[1 + rng.integers(4)]
-    return Scene(background, _place(rng, [first, second], PLACES[place], 0.05), relation)
+    return Scene(background, _place(rng, [first, second], PLACES[place], 0.025), relation)
 
 
 def other_color(rng: np.random.Generator, *taken: str) -> str:
