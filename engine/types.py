@@ -24,6 +24,10 @@ class Cancelled(EngineError):
     """The caller asked to stop; raised at the next transformer block, VAE tile or text layer."""
 
 
+class Crashed(EngineError):
+    """The engine's process died under the picture: not the request's fault for sure, so it may be tried once more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One picture to make. Field names are also the PNG's keys, the page's controls and, later, the columns.

@@ -27,7 +27,7 @@ from pathlib import Path
 from engine import catalog, hardware
 from engine.packs import Pack, open_pack
 from engine.plan import check_backend, complete
-from engine.types import Backend, EngineError, Picture, Request, Step
+from engine.types import Backend, Crashed, EngineError, Picture, Request, Step
 
 log = logging.getLogger("niwaki.worker")
 
@@ -66,13 +66,17 @@ class Worker:
         Raises BadRequest for an impossible request (before anything is started, except for a prompt with too many
         tokens), Cancelled after `stop`, and EngineError when the child fails or dies.
         """
-        request = complete(request, self._pack(request.model))
+        request = self.complete(request)
         with self._turn:
             process, pipe, number = self._start(request)
             try:
                 yield from self._answers(process, pipe, number)
             finally:
                 self.stop()
+
+    def complete(self, request: Request) -> Request:
+        """The request with every field set, as its model declares. Raises BadRequest for an impossible one."""
+        return complete(request, self._pack(request.model))
 
     def warm(self, model: str) -> None:
         """Load a model now, so that the first picture needn't wait for it. Blocks; raises what `run` raises."""
@@ -88,8 +92,8 @@ class Worker:
                     self._pipe.send((self._running, None))
             self._running = None
 
-    def close(self) -> None:
-        """End the child and give its memory back; a later run starts a new one."""
+    def close(self, patience: float = 2.0) -> None:
+        """End the child, by force after `patience` seconds, and give its memory back; a later run starts a new one."""
         with self._state:
             process, pipe = self._process, self._pipe
             self._process = self._pipe = self._running = None
@@ -97,7 +101,7 @@ class Worker:
             return
         with suppress(OSError):
             pipe.send(None)
-        process.join(timeout=2)
+        process.join(timeout=patience)
         if process.is_alive():  # deep in a load or a long block; it holds nothing that needs tidying
             process.kill()
             process.join()
@@ -151,8 +155,11 @@ class Worker:
             if not closed:
                 pipe.close()
                 self._process = self._pipe = self._running = None
-        sentence = "the engine was closed while it worked: start the picture again" if closed else _obituary(process)
-        error = EngineError(sentence)
+        error = (
+            EngineError("the engine was closed while it worked: start the picture again")
+            if closed
+            else Crashed(_obituary(process))
+        )
         log.error("%s", error)
         return error
 

@@ -165,9 +165,7 @@ def test_inference_mode_stays_inside_whichever_thread_resumes(backend: TorchBack
     assert isinstance(events[-1], Picture) and np.array_equal(events[-1].pixels, expected.pixels)
 
 
-def test_switching_drops_the_old_model_first(
-    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_switching_drops_the_old_model_first(packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = TorchBackend(HARDWARE, packs)
     picture_of(backend, request_)
     old = backend._model.weights
@@ -233,9 +231,7 @@ def test_bfloat16_draws_the_same_picture_roughly(
         assert sum(tensor.nbytes for tensor in module.state_dict().values()) <= component.bytes_on_disk
 
 
-def test_out_of_memory_is_a_sentence(
-    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_is_a_sentence(packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

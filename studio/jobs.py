@@ -1,0 +1,358 @@
+"""The studio's own queue: rows in the history, drained into the engine by one thread whether anybody watches or not.
+
+    jobs = Jobs(history, engine)          # takes up what waits, marks what a kill interrupted; close() when done
+    (job,) = jobs.submit(LOCAL, project.id, request, op="make", base=revision.id)  # four requests: a batch of four
+    for job in jobs.watch(LOCAL, job.id):  # a Job at every change and once a second, the last one is over
+        ...job.state, job.step, job.total, job.seconds_left, job.error
+    history.image(LOCAL, job.image)       # when job.state == DONE
+    for queue in jobs.watch_queue(LOCAL): # all of an owner's jobs that wait or run, at every change; never ends
+    jobs.cancel(LOCAL, id)                # this one and no other, also while it runs
+    jobs.retry(LOCAL, id); jobs.move(LOCAL, id, before=other_id or None)
+
+Leaving `watch` stops nothing. A picture is written aside and renamed, then its row is committed together with the
+job's: a row never points at a missing file. A job whose engine process dies is tried once more; what ran when the
+server itself died is `interrupted` and waits for `retry`. Knows neither gradio nor models.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+
+from engine.types import BadRequest, Cancelled, Crashed, EngineError, Picture, Request, Step
+from studio import tables as t
+from studio.history import JOBS, History, job_of, revise
+from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Job, columns
+from studio.saving import Saved, insert_image, save
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 1.0  # seconds after which a watcher looks again though nothing happened: a closed tab is noticed then
+PATIENCE = 1.5  # seconds the engine has to obey a cancel before its process is ended
+AGAIN = 2.0  # seconds until a full disk is tried again
+MAX_TRIES = 2  # starts of one job before a dying engine process is taken for its fault
+LOST = "Niwaki was ended while this picture was being made: Retry makes it again"
+
+
+class Engine(Protocol):
+    """What is needed of engine.worker.Worker."""
+
+    def complete(self, request: Request) -> Request: ...
+
+    def run(self, request: Request) -> Generator[Step | Picture]: ...
+
+    def stop(self) -> None: ...
+
+    def close(self, patience: float = ...) -> None: ...
+
+
+class Jobs:
+    """The queue of one data folder. Everything may be called from any thread."""
+
+    def __init__(self, history: History, engine: Engine) -> None:
+        self._history, self._engine, self._store = history, engine, history.store
+        self._changed = threading.Condition()  # guards everything below; notified at every change
+        self._changes = 0
+        self._running: int | None = None  # the job in the engine
+        self._progress: Job | None = None  # the same job with its steps, which are not worth a commit each
+        self._stopping: set[int] = set()  # jobs whose cancel is on its way
+        self._owed: dict[int, dict[str, Any]] = {}  # ends of jobs that a full disk kept from being written
+        self._closing = False
+        self._saved: dict[int, Saved] = {}  # pictures that a full disk kept from being saved, by job
+        self._recover()
+        self._thread = threading.Thread(target=self._drain, name="niwaki-jobs", daemon=True)
+        self._thread.start()
+
+    # What a page calls
+
+    def submit(
+        self, owner: str, project: int, *requests: Request, op: str = "make", parent: int | None = None,
+        base: int | None = None,
+    ) -> tuple[Job, ...]:  # fmt: skip
+        """Queue one job per request, as one batch; `base` is the revision that was edited, `parent` the image used.
+
+        Raises BadRequest for an impossible request (then none of them is queued).
+        """
+        complete = [self._engine.complete(request) for request in requests]
+        batch = secrets.token_hex(8)
+        self._history.project(owner, project)
+        if parent is not None:
+            self._history.image(owner, parent)
+
+        def insert(db: sa.Connection) -> list[int]:
+            last = db.execute(sa.select(sa.func.coalesce(sa.func.max(t.job.c.place), 0.0))).scalar_one()
+            ids = []
+            for number, request in enumerate(complete, start=1):
+                values = columns(request) | {
+                    "owner": owner, "project": project, "revision": revise(db, project, request.prompt, base),
+                    "batch": batch, "op": op, "parent": parent, "state": WAITING, "total": request.steps,
+                    "place": last + number, "created_at": time.time(),
+                }  # fmt: skip
+                ids.append(int(db.execute(t.job.insert().values(**values)).inserted_primary_key[0]))  # type: ignore[index]
+            return ids
+
+        ids = self._store.write(insert)
+        self._tell()
+        return self._jobs(owner, t.job.c.id.in_(ids))
+
+    def watch(self, owner: str, id: int) -> Iterator[Job]:
+        """The job now, at every change and at least once a second, until it is over. Leaving stops nothing."""
+        for (job,) in self._watch(lambda: (self.job(owner, id),)):
+            yield job
+            if job.over:
+                return
+
+    def watch_batch(self, owner: str, batch: str) -> Iterator[tuple[Job, ...]]:
+        """The same for all jobs submitted together, until all are over."""
+        for jobs in self._watch(lambda: self._jobs(owner, t.job.c.batch == batch)):
+            yield jobs
+            if all(job.over for job in jobs):
+                return
+
+    def watch_queue(self, owner: str) -> Iterator[tuple[Job, ...]]:
+        """What waits and runs, at every change; goes on until it is closed."""
+        yield from self._watch(lambda: self.queue(owner))
+
+    def queue(self, owner: str) -> tuple[Job, ...]:
+        """The owner's jobs that run or wait, in their order."""
+        return self._jobs(owner, t.job.c.state.in_((RUNNING, WAITING)))
+
+    def ahead(self, job: Job) -> int:
+        """How many jobs, of whomever, come before this waiting one."""
+        before = sa.or_(t.job.c.state == RUNNING, sa.and_(t.job.c.state == WAITING, t.job.c.place < job.place))
+        query = sa.select(sa.func.count()).where(before).select_from(t.job)
+        return int(self._store.read(lambda db: db.execute(query).scalar_one()))
+
+    def job(self, owner: str, id: int) -> Job:
+        """One job, with its steps so far. Raises BadRequest for one that isn't there."""
+        return self._now(self._history.job(owner, id))
+
+    def cancel(self, owner: str, id: int) -> None:
+        """Stop this job, waiting or running, within two seconds. Does nothing to one that is over."""
+        self._history.job(owner, id)
+
+        def change(db: sa.Connection) -> bool:
+            where = (t.job.c.id == id, t.job.c.state == WAITING)
+            stopped = db.execute(t.job.update().where(*where).values(state=STOPPED, error="", ended_at=time.time()))
+            return bool(stopped.rowcount)
+
+        if self._store.write(change):
+            self._tell()
+            return
+        with self._changed:
+            if self._running != id or id in self._stopping:
+                return
+            self._stopping.add(id)
+            self._engine.stop()  # under the lock, or it could hit the next job
+        timer = threading.Timer(PATIENCE, self._force, [id])
+        timer.daemon = True
+        timer.start()
+
+    def retry(self, owner: str, id: int) -> Job:
+        """Queue a job again that was stopped, failed or interrupted; the same row, at the end of the queue."""
+
+        def change(db: sa.Connection) -> None:
+            last = db.execute(sa.select(sa.func.max(t.job.c.place))).scalar_one()
+            values = dict(state=WAITING, step=0, error="", tries=0, place=last + 1, started_at=None, ended_at=None)
+            again = t.job.c.state.in_((STOPPED, FAILED, INTERRUPTED))
+            if not db.execute(t.job.update().where(t.job.c.id == id, again).values(**values)).rowcount:
+                raise BadRequest(f"job {id} is not over or is done: there is nothing to retry")
+
+        if not self._history.job(owner, id).over:
+            with self._changed:
+                owed = self._owed.pop(id, None)
+            if owed is not None:
+                self._set(id, owed)
+        self._store.write(change)
+        self._tell()
+        return self.job(owner, id)
+
+    def move(self, owner: str, id: int, before: int | None = None) -> None:
+        """Put a waiting job before another of the same owner, None: last. Others' jobs keep their places."""
+
+        def change(db: sa.Connection) -> None:
+            mine = (t.job.c.owner == owner, t.job.c.state == WAITING)
+            waiting = sa.select(t.job.c.id, t.job.c.place).where(*mine).order_by(t.job.c.place, t.job.c.id)
+            rows = db.execute(waiting).all()
+            order = [row.id for row in rows if row.id != id]
+            if len(order) == len(rows):
+                raise BadRequest(f"job {id} does not wait any more: only waiting jobs can be moved")
+            order.insert(order.index(before) if before in order else len(order), id)
+            for moved, row in zip(order, rows, strict=True):
+                db.execute(t.job.update().where(t.job.c.id == moved).values(place=row.place))
+
+        self._store.write(change)
+        self._tell()
+
+    def close(self) -> None:
+        """Stop taking jobs. The running one becomes `interrupted`, the waiting ones wait for the next start."""
+        with self._changed:
+            self._closing = True
+            if self._running is not None:
+                self._engine.stop()
+            self._changed.notify_all()
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            self._engine.close(patience=0)
+            self._thread.join()
+
+    # Watching
+
+    def _watch(self, look: Callable[[], tuple[Job, ...]]) -> Iterator[tuple[Job, ...]]:
+        while True:
+            with self._changed:
+                seen = self._changes
+            yield look()
+            self._sleep(seen, HEARTBEAT)
+            if self._closing and self._changes == seen:
+                return
+
+    def _jobs(self, owner: str, *where: Any) -> tuple[Job, ...]:
+        return tuple(map(self._now, self._history.jobs(owner, *where)))
+
+    def _now(self, job: Job) -> Job:
+        """The job as it is this instant: what the file says, with the steps and the ends that are not in it yet."""
+        with self._changed:
+            owed = self._owed.get(job.id)
+            progress = self._progress
+        if owed is not None:
+            return replace(job, **owed)
+        if progress is not None and progress.id == job.id and job.state == RUNNING:
+            return replace(job, step=progress.step, total=progress.total)
+        return job
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    # The thread that drains
+
+    def _recover(self) -> None:
+        values = {"state": INTERRUPTED, "error": LOST, "ended_at": time.time()}
+        self._store.write(lambda db: db.execute(t.job.update().where(t.job.c.state == RUNNING).values(**values)))
+
+    def _drain(self) -> None:
+        while not self._closing:
+            with self._changed:
+                seen = self._changes
+            try:
+                self._pay()
+                job = self._take()
+            except EngineError:  # the disk is full, said in the log: nothing is lost by waiting
+                self._sleep(seen, AGAIN)
+                continue
+            if job is None:
+                self._sleep(seen, 3600)
+            else:
+                self._work(job)
+
+    def _sleep(self, seen: int, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._changes != seen or self._closing, seconds)
+
+    def _take(self) -> Job | None:
+        """The next waiting job, marked as running."""
+
+        def change(db: sa.Connection) -> Job | None:
+            waiting = JOBS.where(t.job.c.state == WAITING).order_by(t.job.c.place, t.job.c.id).limit(1)
+            row = db.execute(waiting).mappings().first()
+            if row is None:
+                return None
+            values: Mapping[str, Any] = {"state": RUNNING, "started_at": time.time(), "tries": row["tries"] + 1}
+            db.execute(t.job.update().where(t.job.c.id == row["id"]).values(**values))
+            return replace(job_of(row), **values)
+
+        job = self._store.write(change)
+        with self._changed:
+            self._running = None if job is None else job.id
+            self._progress = job
+        if job is not None:
+            self._tell()
+        return job
+
+    def _work(self, job: Job) -> None:
+        try:
+            saved = self._saved.pop(job.id, None) or Saved(self._made(job))
+            self._keep(job, saved)
+            end: dict[str, Any] | None = None
+        except Cancelled:
+            end = {"state": STOPPED, "error": ""} if job.id in self._stopping else {"state": INTERRUPTED, "error": LOST}
+        except Crashed as error:
+            again = job.tries < MAX_TRIES and not self._closing
+            end = {"state": WAITING, "error": f"{error} (trying once more)"} if again else _failed(error)
+        except EngineError as error:
+            end = {"state": STOPPED, "error": ""} if job.id in self._stopping else _failed(error)
+        except Exception:
+            log.exception("job %d failed", job.id)
+            end = _failed(f"something in Niwaki broke; the details are in {self._history.data_dir / 'logs'}")
+        with self._changed:
+            self._running = self._progress = None
+            self._stopping.discard(job.id)
+            if end is not None:
+                self._owed[job.id] = end if end["state"] == WAITING else end | {"ended_at": time.time()}
+        with suppress(EngineError):  # a full disk again: the page is told from `_owed`, the file later
+            self._pay()
+        self._tell()
+
+    def _made(self, job: Job) -> Picture:
+        picture = None
+        with closing(self._engine.run(job.request)) as run:
+            for item in run:
+                with self._changed:
+                    if job.id in self._stopping or self._closing:
+                        raise Cancelled("stopped on request")
+                    if isinstance(item, Step):
+                        self._progress = replace(job, step=item.index, total=item.total)
+                if isinstance(item, Picture):
+                    picture = item
+                self._tell()
+        if picture is None:
+            raise EngineError("the engine ended without a picture: try again")
+        return picture
+
+    def _keep(self, job: Job, saved: Saved) -> None:
+        """The files, then the rows of picture and job in one transaction."""
+        try:
+            saved = save(saved, job, self._history)
+
+            def commit(db: sa.Connection) -> None:
+                insert_image(db, job, saved, self._history.data_dir)
+                done = {"state": DONE, "step": saved.picture.request.steps, "ended_at": time.time()}
+                db.execute(t.job.update().where(t.job.c.id == job.id).values(**done))
+
+            self._store.write(commit)
+        except EngineError:
+            self._saved[job.id] = saved  # `retry` needs no engine then
+            while len(self._saved) > 4:
+                self._saved.pop(next(iter(self._saved)))
+            raise
+
+    def _pay(self) -> None:
+        """Write the ends of jobs that a full disk kept back. Raises EngineError while it is full."""
+        with self._changed:
+            owed = dict(self._owed)
+        for id, values in owed.items():
+            self._set(id, values)
+            with self._changed:
+                self._owed.pop(id, None)
+
+    def _set(self, id: int, values: Mapping[str, Any]) -> None:
+        self._store.write(lambda db: db.execute(t.job.update().where(t.job.c.id == id).values(**values)))
+
+    def _force(self, id: int) -> None:
+        """End the engine's process if it hasn't obeyed: it is deep in a load or a long block."""
+        with self._changed:
+            if self._running != id:
+                return
+        self._engine.close(patience=0)
+
+
+def _failed(error: object) -> dict[str, Any]:
+    return {"state": FAILED, "error": str(error)}
