@@ -4,6 +4,7 @@ Knows nothing of packs, torch or hardware. Same prompt, seed and size: same pixe
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -23,8 +24,8 @@ class FakeBackend:
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Step | Picture]:
         """Yield Step(0, n) .. Step(n, n) and the Picture; raise Cancelled as soon as `cancelled` says so."""
         started = time.perf_counter()
-        width, height, total = request.width, request.height, request.steps
-        assert width and height and total, "complete the request first"
+        assert request.width and request.height and request.steps, "complete the request first"
+        total = request.steps - request.start
         yield Step(0, total)
         for index in range(1, total + 1):
             for _ in range(BLOCKS):
@@ -33,7 +34,7 @@ class FakeBackend:
                 time.sleep(BLOCK_SECONDS)
             yield Step(index, total)
         denoised = time.perf_counter()
-        pixels = gradient(request.prompt, request.seed, width, height)
+        pixels = paint(request)
         ended = time.perf_counter()
         seconds = Seconds(denoise=denoised - started, decode=ended - denoised, total=ended - started)
         yield Picture(pixels, request, self.name, "fake: a gradient, no model was used", seconds, pixels.nbytes)
@@ -42,10 +43,31 @@ class FakeBackend:
         """Nothing to free."""
 
 
-def gradient(prompt: str, seed: int, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3]: from one colour to another, both taken from a hash of prompt and seed."""
+def paint(request: Request) -> np.ndarray:
+    """uint8 [height, width, 3]: the gradient of prompt and seed, varied in proportion, or mostly the enlarged draft."""
+    assert request.width and request.height and request.steps
+    colours = _colours(request.prompt, request.seed)
+    for seed, strength in request.variations:
+        colours = math.sqrt(1 - strength**2) * colours + strength * _colours(request.prompt, seed)
+    pixels = _gradient(colours, request.width, request.height)
+    if request.draft is not None:
+        assert request.draft.width and request.draft.height
+        rows = np.arange(request.height) * request.draft.height // request.height
+        columns = np.arange(request.width) * request.draft.width // request.width
+        share = request.start / request.steps
+        pixels = share * paint(request.draft)[rows][:, columns] + (1 - share) * pixels
+    return np.rint(pixels).astype(np.uint8)
+
+
+def _colours(prompt: str, seed: int) -> np.ndarray:
+    """Two colours around middle grey, float32 [2, 3] from -127.5 to 127.5, from a hash."""
     digest = hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
-    start, end = np.frombuffer(digest[:6], dtype=np.uint8).reshape(2, 1, 1, 3).astype(np.float32)
+    return np.frombuffer(digest[:6], dtype=np.uint8).reshape(2, 3).astype(np.float32) - 127.5
+
+
+def _gradient(colours: np.ndarray, width: int, height: int) -> np.ndarray:
+    """float32 [height, width, 3], from the first colour at top left to the second at bottom right."""
+    start, end = np.clip(colours + 127.5, 0, 255)
     across = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    return np.rint(start + (end - start) * (across + down) / 2).astype(np.uint8)
+    return start + (end - start) * (across + down) / 2

@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from engine import memory
+from engine import chain, memory
 from engine.hardware import Hardware
 from engine.packs import Notes, Pack
 from engine.types import BadRequest, Request
@@ -16,7 +16,6 @@ from engine.types import BadRequest, Request
 BACKENDS = ("auto", "torch", "mlx", "fake")
 MAX_STEPS = 50
 MAX_PROMPT = 20_000  # characters; far above what any pack's tokens hold, and small enough for every pipe's buffer
-MAX_SEED = 2**63 - 1  # what SQLite, and a signed 64-bit generator, hold
 MAX_TOKENS = 128 * 128  # image tokens: 2048 x 2048 pixels at the real VAE's 16 pixels a token
 
 # From here on a pack's weights, not its arithmetic, set the pace on a CPU: half the bytes is worth bfloat16's rounding.
@@ -52,9 +51,10 @@ def complete(request: Request, pack: Pack | None) -> Request:
 
     Without a pack (the fake backend needs none) what holds for the 4B model holds.
 
-    Raises BadRequest for an empty prompt and for a size, steps or seed that no pack or not this pack can do. How many
-    tokens the prompt has is the tokenizer's to say.
+    Raises BadRequest for an empty prompt and for a size, steps, seed, variation or draft that no pack or not this pack
+    can do. How many tokens the prompt has is the tokenizer's to say.
     """
+    chain.check_length(request)
     if not request.prompt.strip():
         raise BadRequest("the prompt is empty: say what the picture shows, for example 'two red circles'")
     if len(request.prompt) > MAX_PROMPT:
@@ -63,14 +63,16 @@ def complete(request: Request, pack: Pack | None) -> Request:
         request.prompt.encode()
     except UnicodeEncodeError as error:
         raise BadRequest(f"character {error.start + 1} of the prompt is no text: type the prompt again") from None
-    if not 0 <= request.seed <= MAX_SEED:
-        raise BadRequest(f"seed {request.seed} is out of range: give a whole number from 0 to {MAX_SEED}")
+    chain.check_seed(request.seed)
     notes = Notes(label="") if pack is None else pack.notes
     steps = notes.steps if request.steps is None else request.steps
     if not 1 <= steps <= MAX_STEPS:
         raise BadRequest(f"{steps} steps are out of range: give 1 to {MAX_STEPS}, this model is made for {notes.steps}")
     width, height = _size(request, notes.sizes, token_side(pack))
-    return replace(request, width=width, height=height, steps=steps)
+    draft = None if request.draft is None else complete(request.draft, pack)
+    whole = replace(request, width=width, height=height, steps=steps, draft=draft)
+    chain.check(whole)
+    return whole
 
 
 def token_side(pack: Pack | None) -> int:

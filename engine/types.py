@@ -34,6 +34,10 @@ class Request:
 
     `width` and `height` are pixels, `steps` Euler steps. `model` is an id of the catalogue or the path of a pack
     folder. None means "as the pack declares": `plan.complete` fills it in.
+
+    A variation (seed, strength) mixes other noise into the seed's: sqrt(1 - strength^2) * noise + strength * other, one
+    after the other. With a `draft`, its final latents are enlarged to this size, given the noise of step `start` and
+    refined from there. The chain is complete in itself: whoever has the request can make everything behind it again.
     """
 
     prompt: str
@@ -42,6 +46,9 @@ class Request:
     width: int | None = None
     height: int | None = None
     steps: int | None = None
+    variations: tuple[tuple[int, float], ...] = ()
+    draft: "Request | None" = None
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,11 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Progress: `index` of `total` steps are done (0: the model and the prompt are ready)."""
+    """Progress: `index` of `total` steps are done (0: the model and the prompt are ready).
+
+    `total` counts what this run computes: fewer steps than the request names when it starts from a draft, more when the
+    draft has to be drawn first.
+    """
 
     index: int
     total: int

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engine import catalog, evaluate
-from engine.fake import gradient
+from engine.fake import paint
 from engine.seedling.checker import Wanted
 from engine.seedling.questions import TASKS, Question, questions
 from engine.seedling.scenes import draw_group, draw_pair, other_color, render
@@ -18,6 +18,10 @@ from engine.types import BadRequest, Picture, Request, Seconds, Step
 
 ASKED = {question.prompt: question for question in questions(evaluate.PER_TASK)}
 Artist = Callable[[Request], np.ndarray]
+
+
+def gradient(prompt: str, seed: int, width: int, height: int) -> np.ndarray:
+    return paint(Request(prompt, "fake", seed, width, height, 4))
 
 
 def truth(wanted: Wanted) -> np.ndarray:

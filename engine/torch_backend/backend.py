@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import catalog, noise, plan, prompt, schedule
+from engine import catalog, plan, prompt, schedule
 from engine.hardware import Hardware, available_bytes, resident_bytes
+from engine.latents import Recent, begin, enlarge
 from engine.packs import Pack, open_pack
 from engine.torch_backend import linear
 from engine.torch_backend.text_encoder import EmbeddingCache, TextEncoder
@@ -40,7 +41,8 @@ def denoise(
     """Euler steps from noise to picture: yields the latents, float32 [1, rows * columns, C], after each step.
 
     `latents` float32 noise of that shape, `embeddings` [1, L, joint_attention_dim] in the weights' dtype, `sigmas`
-    float32 [steps + 1] falling from 1 to 0, `grid` (rows, columns). The latents stay float32 between steps.
+    float32 [steps + 1] falling from 1 (or where a draft is taken up) to 0,
+    `grid` (rows, columns). The latents stay float32 between steps.
     """
     img_ids, txt_ids = token_ids(embeddings.shape[1], grid, latents.device)
     for sigma, sigma_next in pairwise(sigmas.tolist()):
@@ -63,6 +65,7 @@ class Model:
         self.pack = open_pack(folder)
         self.tokenizer = prompt.Tokenizer(self.pack.tokenizer)
         self.embeddings = EmbeddingCache()
+        self.recent = Recent()
         self.weights: Weights | None = None
 
     def load(self, device: torch.device, dtype: torch.dtype, check: Check) -> Weights:
@@ -76,6 +79,28 @@ class Model:
             check()
             self.weights = Weights(transformer, text_encoder, PictureDecoder(self.pack.vae, dtype, device))
         return self.weights
+
+    def denoised(self, request: Request, embeddings: Tensor, device: torch.device, check: Check) -> Iterator[Tensor]:
+        """The latents after each step of a complete request, those of its draft first unless they are remembered.
+
+        The last ones are the picture's, and are remembered for whoever refines it. The model must be loaded.
+        """
+        assert self.weights is not None and request.steps is not None
+        x0, draft = None, request.draft
+        if draft is not None:
+            x0 = self.recent.get(draft)
+            if x0 is None:
+                for latents in self.denoised(draft, embeddings, device, check):
+                    yield latents
+                x0 = latents.cpu().numpy()
+            x0 = enlarge(x0, token_grid(draft, self.pack), token_grid(request, self.pack))
+        grid = token_grid(request, self.pack)
+        sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
+        start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
+        noisy, rest = torch.from_numpy(start).to(device), sigmas[request.start :]
+        for latents in denoise(self.weights.transformer, noisy, embeddings, rest, grid, check):
+            yield latents
+        self.recent.put(request, latents.cpu().numpy())
 
 
 class TorchBackend:
@@ -135,19 +160,15 @@ class TorchBackend:
             model.embeddings.put(request.prompt, embeddings)
             encode = clock.lap(device)
 
-        grid = token_grid(request, pack)
-        channels = pack.transformer.config["in_channels"]
-        start = torch.from_numpy(noise.noise(request.seed, (1, channels, *grid))).flatten(2).transpose(1, 2).to(device)
-        sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
-        yield Step(0, request.steps)
+        total = model.recent.steps_to_make(request)
+        yield Step(0, total)
         clock.lap(device)
-        denoising = denoise(weights.transformer, start, embeddings, sigmas, grid, check)
-        for index, latents in enumerate(denoising, start=1):
+        for index, latents in enumerate(model.denoised(request, embeddings, device, check), start=1):
             clock.wait(latents.device)  # a Step is reported when it is computed, not when it is queued
-            yield Step(index, request.steps)
+            yield Step(index, total)
         denoised = clock.lap(device)
 
-        pixels = weights.decoder.decode(latents, grid, check)
+        pixels = weights.decoder.decode(latents, token_grid(request, pack), check)
         decode = clock.lap(device)
         yield Picture(
             pixels=pixels,
