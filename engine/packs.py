@@ -26,19 +26,8 @@ _VARIANTS = {2: "ternary", 1: "binary", None: "dense"}
 _REPAIR = "fetch or copy the pack again"
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _DTYPES = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "F32": "<f4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F64": "<f8",
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4",
+    "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
 }  # the safetensors names we read; NumPy has no bfloat16, so its bits are mapped and widened on reading
 _FLOATS = ("BF16", "F16", "F32")
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -180,16 +169,8 @@ def open_pack(folder: str | Path) -> Pack:
     _check_shapes(text_encoder, _text_encoder_shapes(text_encoder.config, max(notes.hidden_states)))
     _check_shapes(vae, _vae_shapes(vae.config))
     _check_joints(transformer, text_encoder, vae, notes)
-    return Pack(
-        folder,
-        str(declared.get("id", folder.resolve().name)),
-        _VARIANTS[bits],
-        transformer,
-        text_encoder,
-        vae,
-        tokenizer,
-        notes,
-    )
+    return Pack(folder, str(declared.get("id", folder.resolve().name)), _VARIANTS[bits], transformer, text_encoder, vae,
+                tokenizer, notes)
 
 
 def verify_pack(pack: Pack) -> Iterator[tuple[str, bool, str]]:

@@ -165,7 +165,9 @@ def test_inference_mode_stays_inside_whichever_thread_resumes(backend: TorchBack
     assert isinstance(events[-1], Picture) and np.array_equal(events[-1].pixels, expected.pixels)
 
 
-def test_switching_drops_the_old_model_first(packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switching_drops_the_old_model_first(
+    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = TorchBackend(HARDWARE, packs)
     picture_of(backend, request_)
     old = backend._model.weights
@@ -195,34 +197,6 @@ def test_a_bad_request_leaves_the_model_alone(
     with pytest.raises(BadRequest):
         list(backend.generate(replace(request_, **{"model": str(packs / "dense")} | change), never))
     assert backend._model is kept and kept is not None
-
-
-def test_a_variation_changes_the_picture_and_its_whole_strength_is_the_other_seed(
-    backend: TorchBackend, request_: Request
-) -> None:
-    plain, varied = picture_of(backend, request_), picture_of(backend, replace(request_, variations=((4, 0.2),)))
-    whole = picture_of(backend, replace(request_, variations=((4, 1.0),)))
-    other = picture_of(backend, replace(request_, seed=4))
-    assert whole.pixels.tobytes() == other.pixels.tobytes()
-    change = np.abs(varied.pixels.astype(int) - plain.pixels).mean()
-    assert 0 < change < np.abs(other.pixels.astype(int) - plain.pixels).mean()
-
-
-def test_a_refined_draft_is_the_same_whether_its_latents_are_remembered_or_not(
-    packs: Path, request_: Request
-) -> None:
-    draft = replace(request_, steps=4, variations=((4, 0.3),))
-    refined = replace(request_, steps=4, seed=8, width=192, height=128, draft=draft, start=3)
-    backend = TorchBackend(HARDWARE, packs)
-    picture_of(backend, draft)
-    *steps, warm = backend.generate(refined, never)
-    assert steps == [Step(0, 1), Step(1, 1)]
-    *steps, cold = TorchBackend(HARDWARE, packs).generate(refined, never)
-    assert steps == [Step(index, 5) for index in range(6)]
-    assert warm.pixels.shape == (128, 192, 3)
-    assert warm.pixels.tobytes() == cold.pixels.tobytes()
-    late = picture_of(backend, replace(refined, start=2))
-    assert late.pixels.tobytes() != warm.pixels.tobytes()
 
 
 def test_unknown_words_are_told(backend: TorchBackend, request_: Request) -> None:
@@ -259,7 +233,9 @@ def test_bfloat16_draws_the_same_picture_roughly(
         assert sum(tensor.nbytes for tensor in module.state_dict().values()) <= component.bytes_on_disk
 
 
-def test_out_of_memory_is_a_sentence(packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_a_sentence(
+    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

@@ -109,9 +109,7 @@ def test_affine_follows_mlx_on_a_group_worked_by_hand() -> None:
 def test_a_group_of_equal_values_survives_every_width(value: float) -> None:
     w = np.full((2, 128), value, np.float32)
     for quantized in (
-        lowbit.quantize_ternary(w, 128),
-        lowbit.quantize_binary(w, 128),
-        lowbit.quantize_affine(w, 4, 128),
+        lowbit.quantize_ternary(w, 128), lowbit.quantize_binary(w, 128), lowbit.quantize_affine(w, 4, 128)
     ):
         np.testing.assert_allclose(lowbit.dequantize(*quantized, 128), w, atol=1e-6)
 
@@ -119,9 +117,7 @@ def test_a_group_of_equal_values_survives_every_width(value: float) -> None:
 def test_scales_are_what_bfloat16_holds() -> None:
     w = random_weights(k=128)
     for _, scales, biases in (
-        lowbit.quantize_ternary(w, 64),
-        lowbit.quantize_binary(w, 64),
-        lowbit.quantize_affine(w, 4, 64),
+        lowbit.quantize_ternary(w, 64), lowbit.quantize_binary(w, 64), lowbit.quantize_affine(w, 4, 64)
     ):
         for values in (scales, biases):
             assert values.dtype == np.float32

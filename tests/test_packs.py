@@ -24,15 +24,8 @@ CONFIG, BITS = f"{PACKED}/config.json", f"{PACKED}/quantization_config.json"
 LAYER = "transformer_blocks.0.attn.to_q"
 # Flux2Transformer2DModel of the 4B model: the formats page, section 2
 REAL_TRANSFORMER = {
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "num_layers": 5,
-    "num_single_layers": 20,
-    "mlp_ratio": 3.0,
-    "in_channels": 128,
-    "out_channels": None,
-    "patch_size": 1,
-    "joint_attention_dim": 7680,
+    "attention_head_dim": 128, "num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20, "mlp_ratio": 3.0,
+    "in_channels": 128, "out_channels": None, "patch_size": 1, "joint_attention_dim": 7680,
     "timestep_guidance_channels": 256,
 }
 
@@ -169,10 +162,8 @@ def test_an_encoder_in_bfloat16_is_accepted(ternary: Path) -> None:
 def halve_channels(pack: Path) -> None:
     """A transformer that is sound in itself, of another model than the VAE."""
     change_json(pack / CONFIG, in_channels=32)
-    change_tensors(
-        pack / WEIGHTS,
-        {"x_embedder.weight": lambda t: t[:, :32].contiguous(), "proj_out.weight": lambda t: t[:32].contiguous()},
-    )
+    change_tensors(pack / WEIGHTS, {
+        "x_embedder.weight": lambda t: t[:, :32].contiguous(), "proj_out.weight": lambda t: t[:32].contiguous()})
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -201,16 +192,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "scales gone": (lambda p: change_tensors(p / WEIGHTS, {f"{LAYER}.scales": None}), "where config.json implies"),
     "signed codes": (
         lambda p: change_tensors(p / WEIGHTS, {f"{LAYER}.weight": lambda t: t.view(torch.int32)}),
-        r"is I32 \[128, 8\] where config.json implies U32 \[128, 8\]",
-    ),
+        r"is I32 \[128, 8\] where config.json implies U32 \[128, 8\]"),
     "transposed": (
         lambda p: change_tensors(p / WEIGHTS, {"context_embedder.weight": lambda t: t.T.contiguous()}),
-        r"context_embedder.weight in .* is BF16 \[192, 128\]",
-    ),
+        r"context_embedder.weight in .* is BF16 \[192, 128\]"),
     "encoder width": (
-        lambda p: change_json(p / "text_encoder-mlx-4bit/config.json", hidden_size=128),
-        "where config.json implies",
-    ),
+        lambda p: change_json(p / "text_encoder-mlx-4bit/config.json", hidden_size=128), "where config.json implies"),
     "states": (lambda p: change_json(p / "niwaki.json", hidden_states=[1, 2]), "reads 192 .* give 128"),
     "foreign vae": (halve_channels, "makes 32 channels where .*vae reads 64"),
     "notes cut": (lambda p: (p / "niwaki.json").write_text("{"), "niwaki.json is no JSON object"),
@@ -258,10 +245,7 @@ HEADERS: dict[str, tuple[object, bytes, str]] = {
     "gap": ({"a": BYTES4, "b": BYTES4 | {"data_offsets": [6, 10]}}, b"1234567890", "tensor b .* starts at byte"),
     "twice": (
         b'{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},'
-        b' "a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}',
-        b"12345678",
-        "tensor a .* starts at byte",
-    ),
+        b' "a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}', b"12345678", "tensor a .* starts at byte"),
 }
 
 
@@ -299,10 +283,8 @@ def test_no_flipped_header_byte_ends_in_a_traceback(ternary: Path) -> None:
 
 
 def test_scalars_and_empty_tensors_can_be_read(tmp_path: Path) -> None:
-    save_file(
-        {"scalar": torch.tensor(7), "half": torch.tensor(1.5).bfloat16(), "none": torch.zeros(0, 3).bfloat16()},
-        tmp_path / "x.safetensors",
-    )
+    save_file({"scalar": torch.tensor(7), "half": torch.tensor(1.5).bfloat16(), "none": torch.zeros(0, 3).bfloat16()},
+              tmp_path / "x.safetensors")
     tensors = Tensors((tmp_path / "x.safetensors",))
     assert tensors.numpy("scalar") == 7 and tensors.numpy("half") == 1.5
     assert tensors.numpy("none").shape == (0, 3) and tensors.numpy("none").dtype == np.float32

@@ -11,24 +11,11 @@ from engine.prompt import Tokenizer, template, unknown_words
 from engine.types import BadRequest
 
 PROMPTS = [
-    "two red circles on a blue background",
-    "A",
-    "",
-    " ",
-    "\n",
-    "\n\nlines\n\nafter lines\n",
+    "two red circles on a blue background", "A", "", " ", "\n", "\n\nlines\n\nafter lines\n",
     "  leading and trailing  ",
-    "don't 'quote'",
-    "3 circles, 12% <of> |them|",
-    "\ttabs\r\nand\r",
-    "लाल वृत्त",
-    "வட்டம்",
-    "e\u0301 and \u00e9",
+    "don't 'quote'", "3 circles, 12% <of> |them|", "\ttabs\r\nand\r", "लाल वृत्त", "வட்டம்", "e\u0301 and \u00e9",
     "🌳 \u200d",
-    "<b>im_start</b> <| end |>",
-    "\u0301starts with a mark",
-    "'s",
-    "im_end",
+    "<b>im_start</b> <| end |>", "\u0301starts with a mark", "'s", "im_end",
 ]
 CONTROL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|endoftext|>"]
 
@@ -103,7 +90,7 @@ def test_settings_in_the_file_do_not_pad_or_cut(folder: Path, tmp_path: Path, to
     assert Tokenizer(tmp_path).encode("a red circle", 64)[0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"added_tokens": 3}', "\x00\xff"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", "{\"added_tokens\": 3}", "\x00\xff"])
 def test_damaged_files_are_one_sentence(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")

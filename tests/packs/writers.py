@@ -28,28 +28,8 @@ from engine.seedling import export
 from engine.seedling.quantize import ternary
 
 VARIANTS = ("ternary", "binary", "dense")
-WORDS = (
-    "a",
-    "two",
-    "three",
-    "red",
-    "blue",
-    "green",
-    "circle",
-    "circles",
-    "square",
-    "squares",
-    "on",
-    "background",
-    "left",
-    "right",
-    "of",
-    "and",
-    "the",
-    "लाल",
-    "वृत्त",
-    "வட்டம்",
-)
+WORDS = ("a", "two", "three", "red", "blue", "green", "circle", "circles", "square", "squares", "on", "background",
+         "left", "right", "of", "and", "the", "लाल", "वृत्त", "வட்டம்")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -99,21 +79,11 @@ def write_pack(folder: Path, variant: str, dims: Dims | None = None) -> Path:
     export.write_encoder(folder, _text_encoder(dims))
     export.write_vae(folder, _vae(dims))
     export.write_frame(folder, variant)
-    export.write_notes(
-        folder,
-        {
-            "id": f"tiny-{variant}",
-            "label": f"Tiny {variant} test pack",
-            "demo": True,
-            "sizes": dims.sizes,
-            "steps": 4,
-            "text_length": dims.text_length,
-            "hidden_states": dims.states,
-            "vocabulary": WORDS,
-            "languages": ["en", "hi", "ta"],
-            "provenance": {"made_by": "tests/packs/writers.py", "seed": dims.seed},
-        },
-    )
+    export.write_notes(folder, {
+        "id": f"tiny-{variant}", "label": f"Tiny {variant} test pack", "demo": True, "sizes": dims.sizes, "steps": 4,
+        "text_length": dims.text_length, "hidden_states": dims.states, "vocabulary": WORDS,
+        "languages": ["en", "hi", "ta"], "provenance": {"made_by": "tests/packs/writers.py", "seed": dims.seed},
+    })
     return folder
 
 
@@ -122,12 +92,10 @@ def write_tokenizer(folder: Path) -> None:
     and, as in Qwen3, the two thinking tokens are added tokens without being "special"."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
@@ -138,37 +106,21 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    export.write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": "<|endoftext|>",
-            "eos_token": "<|im_end|>",
-            "padding_side": "right",
-            "model_max_length": 131072,
-            "chat_template": _CHAT_TEMPLATE,
-        },
-    )
+    export.write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>",
+        "padding_side": "right", "model_max_length": 131072, "chat_template": _CHAT_TEMPLATE,
+    })
 
 
 def _transformer(variant: str, dims: Dims) -> export.Part:
     from diffusers import Flux2Transformer2DModel
 
     config = {
-        "attention_head_dim": dims.head_dim,
-        "axes_dims_rope": [dims.head_dim // 4] * 4,
-        "eps": 1e-6,
-        "guidance_embeds": False,
-        "in_channels": 4 * dims.latent_channels,
-        "joint_attention_dim": len(dims.states) * dims.hidden,
-        "mlp_ratio": 3.0,
-        "num_attention_heads": dims.heads,
-        "num_layers": dims.double_blocks,
-        "num_single_layers": dims.single_blocks,
-        "out_channels": None,
-        "patch_size": 1,
-        "rope_theta": 2000,
-        "timestep_guidance_channels": 256,
+        "attention_head_dim": dims.head_dim, "axes_dims_rope": [dims.head_dim // 4] * 4, "eps": 1e-6,
+        "guidance_embeds": False, "in_channels": 4 * dims.latent_channels,
+        "joint_attention_dim": len(dims.states) * dims.hidden, "mlp_ratio": 3.0, "num_attention_heads": dims.heads,
+        "num_layers": dims.double_blocks, "num_single_layers": dims.single_blocks, "out_channels": None,
+        "patch_size": 1, "rope_theta": 2000, "timestep_guidance_channels": 256,
     }
     with torch.random.fork_rng():
         torch.manual_seed(dims.seed)
@@ -184,20 +136,10 @@ def _text_encoder(dims: Dims) -> export.Part:
     from transformers import Qwen3Config, Qwen3Model
 
     config: dict[str, Any] = {
-        "model_type": "qwen3",
-        "attention_bias": False,
-        "head_dim": 32,
-        "hidden_act": "silu",
-        "hidden_size": dims.hidden,
-        "intermediate_size": dims.intermediate,
-        "max_position_embeddings": 40960,
-        "num_attention_heads": 4,
-        "num_hidden_layers": dims.layers,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000,
-        "tie_word_embeddings": True,
-        "vocab_size": dims.vocabulary,
+        "model_type": "qwen3", "attention_bias": False, "head_dim": 32, "hidden_act": "silu",
+        "hidden_size": dims.hidden, "intermediate_size": dims.intermediate, "max_position_embeddings": 40960,
+        "num_attention_heads": 4, "num_hidden_layers": dims.layers, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000, "tie_word_embeddings": True, "vocab_size": dims.vocabulary,
     }
     with torch.random.fork_rng():
         torch.manual_seed(dims.seed + 1)
@@ -209,22 +151,12 @@ def _vae(dims: Dims) -> export.Part:
 
     levels = len(dims.vae_channels)
     config = {
-        "act_fn": "silu",
-        "batch_norm_eps": 1e-4,
-        "block_out_channels": dims.vae_channels,
-        "decoder_block_out_channels": dims.vae_decoder_channels,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": 3,
-        "latent_channels": dims.latent_channels,
-        "layers_per_block": 1,
+        "act_fn": "silu", "batch_norm_eps": 1e-4, "block_out_channels": dims.vae_channels,
+        "decoder_block_out_channels": dims.vae_decoder_channels, "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": 3, "latent_channels": dims.latent_channels, "layers_per_block": 1,
         "mid_block_add_attention": True,
-        "norm_num_groups": math.gcd(8, *dims.vae_channels),
-        "out_channels": 3,
-        "patch_size": [2, 2],
-        "sample_size": 64,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": True,
-        "use_quant_conv": True,
+        "norm_num_groups": math.gcd(8, *dims.vae_channels), "out_channels": 3, "patch_size": [2, 2], "sample_size": 64,
+        "up_block_types": ["UpDecoderBlock2D"] * levels, "use_post_quant_conv": True, "use_quant_conv": True,
     }
     with torch.random.fork_rng():
         torch.manual_seed(dims.seed + 2)
