@@ -7,10 +7,11 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine import chain
 from engine.types import EngineError, Request
 
 PLAIN = ("prompt", "model", "seed", "width", "height", "steps")  # the fields of Request that are columns
@@ -117,22 +118,20 @@ class Image:
 
 
 def columns(request: Request) -> dict[str, Any]:
-    """A complete Request as column values. Fields beyond PLAIN must be JSON: numbers, text, tuples of those."""
-    values = {name: getattr(request, name) for name in PLAIN}
-    return values | {"rest": as_json(_rest(request))}
+    """A complete Request as column values: the plain fields, and the rest (variations, draft, ..) as JSON."""
+    values = chain.values(request)
+    plain = {name: values.pop(name) for name in PLAIN}
+    return plain | {"rest": as_json(values)}
 
 
 def request_of(row: Mapping[str, Any]) -> Request:
-    """The Request in a row's columns; a field that this version no longer has is left out."""
-    known = {f.name for f in fields(Request)}
-    rest = {name: _frozen(value) for name, value in json.loads(row["rest"]).items() if name in known}
-    return Request(**{name: row[name] for name in PLAIN}, **rest)
+    """The Request in a row's columns."""
+    return chain.request({name: row[name] for name in PLAIN} | json.loads(row["rest"]))
 
 
 def fingerprint(request: Request) -> str:
-    """The content address of a complete recipe: equal for equal pictures, and unchanged when Request gains a field."""
-    values = {name: getattr(request, name) for name in PLAIN} | _rest(request)
-    return hashlib.sha256(as_json(values).encode()).hexdigest()
+    """The content address of a complete recipe: equal for equal pictures; fields that are not used are not in it."""
+    return hashlib.sha256(as_json(chain.values(request)).encode()).hexdigest()
 
 
 def as_json(value: Any) -> str:
@@ -152,13 +151,3 @@ def clean(text: str) -> str:
 def searchable(text: str) -> str:
     """Text as the search keeps it: composed, and without the joiners that one keyboard types and another doesn't."""
     return unicodedata.normalize("NFC", clean(text)).replace("\u200c", "").replace("\u200d", "")
-
-
-def _rest(request: Request) -> dict[str, Any]:
-    """The fields beyond PLAIN that differ from their defaults, so that yesterday's rows need no new keys."""
-    blank, given = asdict(Request("", "")), asdict(request)
-    return {name: value for name, value in given.items() if name not in PLAIN and value != blank[name]}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

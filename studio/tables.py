@@ -27,7 +27,7 @@ def _number(name: str, default: str | None = None) -> Column[Any]:
 
 
 def _recipe() -> list[Column[Any]]:
-    """The fields of engine.types.Request: the plain ones as columns, whatever is added later as JSON in `rest`."""
+    """The fields of engine.types.Request: the plain ones as columns, the others as JSON in `rest`."""
     return [
         _text("prompt"),
         _text("model"),

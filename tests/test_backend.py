@@ -199,6 +199,34 @@ def test_a_bad_request_leaves_the_model_alone(
     assert backend._model is kept and kept is not None
 
 
+def test_a_variation_changes_the_picture_and_its_whole_strength_is_the_other_seed(
+    backend: TorchBackend, request_: Request
+) -> None:
+    plain, varied = picture_of(backend, request_), picture_of(backend, replace(request_, variations=((4, 0.2),)))
+    whole = picture_of(backend, replace(request_, variations=((4, 1.0),)))
+    other = picture_of(backend, replace(request_, seed=4))
+    assert whole.pixels.tobytes() == other.pixels.tobytes()
+    change = np.abs(varied.pixels.astype(int) - plain.pixels).mean()
+    assert 0 < change < np.abs(other.pixels.astype(int) - plain.pixels).mean()
+
+
+def test_a_refined_draft_is_the_same_whether_its_latents_are_remembered_or_not(
+    packs: Path, request_: Request
+) -> None:
+    draft = replace(request_, steps=4, variations=((4, 0.3),))
+    refined = replace(request_, steps=4, seed=8, width=192, height=128, draft=draft, start=3)
+    backend = TorchBackend(HARDWARE, packs)
+    picture_of(backend, draft)
+    *steps, warm = backend.generate(refined, never)
+    assert steps == [Step(0, 1), Step(1, 1)]
+    *steps, cold = TorchBackend(HARDWARE, packs).generate(refined, never)
+    assert steps == [Step(index, 5) for index in range(6)]
+    assert warm.pixels.shape == (128, 192, 3)
+    assert warm.pixels.tobytes() == cold.pixels.tobytes()
+    late = picture_of(backend, replace(refined, start=2))
+    assert late.pixels.tobytes() != warm.pixels.tobytes()
+
+
 def test_unknown_words_are_told(backend: TorchBackend, request_: Request) -> None:
     assert picture_of(backend, request_).unknown_words == ()
     assert picture_of(backend, replace(request_, prompt="a red elephant")).unknown_words == ("elephant",)

@@ -12,7 +12,7 @@ from studio import library, lineage
 from studio import tables as t
 from studio.history import History, revise
 from studio.library import Filter
-from studio.rows import LOCAL, RUNNING, columns
+from studio.rows import LOCAL, RUNNING, columns, fingerprint, request_of
 from studio.saving import Saved, insert_image, save
 
 
@@ -150,3 +150,14 @@ def test_the_prompt_being_typed_is_kept_whatever_it_is(history: History) -> None
     history.save_draft(LOCAL, project.id, "half a \ud83d", seed=4, size="16x16")
     again = history.last_project(LOCAL)
     assert again.prompt == "half a ?" and again.controls == {"seed": 4, "size": "16x16"}
+
+
+def test_a_recipe_with_a_draft_and_variations_survives_its_columns() -> None:
+    draft = Request("a circle", "m", 3, 16, 16, 4, variations=((5, 0.3), (6, 0.5)))
+    request = Request("a circle", "m", 4, 32, 32, 4, draft=draft, start=3)
+    assert request_of(columns(request)) == request
+    assert len({fingerprint(request), fingerprint(draft), fingerprint(Request("a circle", "m", 3, 16, 16, 4))}) == 3
+    # The address of a plain recipe must never change: pictures made last year are found by it.
+    assert fingerprint(Request("a", "m", 1, 2, 3, 4)) == (
+        "0fdcf653b87660a21191cc249473635c9e7ebdbbf7fe2f2eba318b745618bbda"
+    )
