@@ -110,6 +110,14 @@ class Component:
         """Whether the linear layer `fqn` holds codes instead of weights."""
         return f"{fqn}.scales" in self.tensors
 
+    def dequantized(self, fqn: str) -> np.ndarray:
+        """What a packed layer stands for, float32 [N, K], by the readable truth; for checks, not for speed."""
+        assert self.quantization is not None
+        bits, group_size = self.quantization.bits, self.quantization.group_size
+        scales, biases = (self.tensors.numpy(f"{fqn}.{part}") for part in ("scales", "biases"))
+        codes = lowbit.unpack(self.tensors.numpy(f"{fqn}.weight"), bits, scales.shape[1] * group_size)
+        return lowbit.dequantize(codes, scales, biases, group_size)
+
 
 @dataclass(frozen=True)
 class Notes:

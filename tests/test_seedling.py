@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from engine import lowbit
 from engine.hardware import detect
 from engine.packs import Component, Pack, open_pack, verify_pack
 from engine.seedling import captions, dataset, diffusion, quantize, reader, recipe, scenes, vae
@@ -57,15 +56,6 @@ def pack_of(made: tuple[Recipe, Path], variant: str) -> Pack:
     return open_pack(made[1] / f"seedling-{variant}")
 
 
-def weights(component: Component, fqn: str) -> np.ndarray:
-    """What a packed layer stands for, float32 [out, in], by the readable truth."""
-    assert component.quantization is not None
-    tensors, (bits, group_size) = component.tensors, (component.quantization.bits, component.quantization.group_size)
-    scales, biases = tensors.numpy(f"{fqn}.scales"), tensors.numpy(f"{fqn}.biases")
-    codes = lowbit.unpack(tensors.numpy(f"{fqn}.weight"), bits, scales.shape[1] * group_size)
-    return lowbit.dequantize(codes, scales, biases, group_size)
-
-
 def packed_layers(component: Component) -> list[str]:
     return [name.removesuffix(".scales") for name in component.tensors if name.endswith(".scales")]
 
@@ -93,7 +83,7 @@ def test_every_group_has_few_values(made: tuple[Recipe, Path], variant: str, mos
     layers = packed_layers(transformer)
     assert len(layers) == 12 * diffusion.TRANSFORMER["num_layers"] + 2 * diffusion.TRANSFORMER["num_single_layers"]
     for fqn in layers:
-        groups = np.sort(weights(transformer, fqn).reshape(-1, quantize.TRANSFORMER_GROUP))
+        groups = np.sort(transformer.dequantized(fqn).reshape(-1, quantize.TRANSFORMER_GROUP))
         assert (np.diff(groups) > 0).sum(axis=1).max() < most, fqn
 
 
@@ -115,7 +105,7 @@ def test_the_pack_holds_what_training_computed_with(made: tuple[Recipe, Path], v
             fqn = prefix + key.removesuffix(".weight")
             if component.is_packed(fqn):
                 seen = module[name].get_submodule(key.removesuffix(".weight")).weight.detach().numpy()
-                np.testing.assert_array_equal(weights(component, fqn), seen, err_msg=fqn)
+                np.testing.assert_array_equal(component.dequantized(fqn), seen, err_msg=fqn)
             else:
                 np.testing.assert_array_equal(component.tensors.numpy(prefix + key), value.bfloat16().float().numpy())
 
@@ -263,17 +253,19 @@ def test_the_same_seed_gives_the_same_losses_for_200_steps(parts: tuple, tmp_pat
     assert one == two and np.mean(one[-20:]) < 0.8 * np.mean(one[:5])
 
 
-def test_training_goes_on_from_a_carried_file(made: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_training_goes_on_from_a_dense_pack(made: tuple[Recipe, Path], tmp_path: Path) -> None:
     settings, packs = made
-    file = tmp_path / "carried.safetensors"
-    recipe.save_carried(settings, file)
     elsewhere = Recipe(tmp_path / "runs", **TINY)  # type: ignore[arg-type]
-    recipe.take_up(elsewhere, file, packs / "seedling-dense")
+    recipe.take_up(elsewhere, packs / "seedling-dense")
     assert elsewhere.run("reader").finished and elsewhere.run("vae").finished and not elsewhere.run("base").finished
-    before = settings.run("base").weights()
+    before = settings.run("dense").weights()
     start = elsewhere.run("start").weights()
     assert start.keys() == before.keys()
     assert all(torch.equal(start[name], before[name].bfloat16().float()) for name in start)
+    again, reads = recipe.trained_encoder(elsewhere), recipe.trained_encoder(settings)
+    for name in quantize.plain_state(reads):
+        seen = reads.get_submodule(name.removesuffix(".weight")).weight
+        torch.testing.assert_close(again.get_submodule(name.removesuffix(".weight")).weight, seen, atol=0.01, rtol=0)
     recipe.make(elsewhere)
     after = elsewhere.run("base").weights()
     moved = max((after[name] - start[name]).abs().max().item() for name in start)

@@ -15,16 +15,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the training step: pays after ten minutes")
     parser.add_argument("--processes", type=int, default=2, help="one core each (default: %(default)s)")
     parser.add_argument("--only", choices=recipe.STAGES, help="do this stage alone and export nothing")
-    parser.add_argument("--from", dest="start", type=Path, help="go on from the weights that --carry wrote")
-    parser.add_argument("--carry", type=Path, help="write what another machine needs to train on, and do nothing else")
+    parser.add_argument("--from", dest="start", type=Path, help="go on from a dense pack instead of from nothing")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=parallel.LOG_FORMAT)
     settings = recipe.Recipe(args.runs, args.processes, compiled=args.compile)
-    if args.carry:
-        recipe.save_carried(settings, args.carry)
-        return
     if args.start:
-        recipe.take_up(settings, args.start, SHIPPED / "seedling-dense")
+        recipe.take_up(settings, args.start)
     if args.only:
         recipe.do(settings, args.only)
         return

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
+from engine.packs import Component, open_pack
 from engine.seedling import captions, dataset, diffusion, export, parallel, quantize, reader, vae
 from engine.seedling.checkpoint import Run
 from engine.seedling.tokenizer import save_tokenizer, train_tokenizer
@@ -121,23 +121,31 @@ def make(recipe: Recipe) -> None:
         do(recipe, stage)
 
 
-CARRIED = {"reader": "reader", "base": "start"}  # the run a part comes from, and the one it begins
+def take_up(recipe: Recipe, folder: Path) -> None:
+    """Begin from a dense pack: its encoder and VAE are finished, the base run starts from its transformer."""
+    pack = open_pack(folder)
+    encoder = {name.removeprefix("model."): weight for name, weight in _floats(pack.text_encoder)}
+    learned = {plain for plain in quantize.plain_state(reader.build_encoder()) if plain in encoder}
+    parts = {
+        "reader": {name: encoder[name] for name in learned},
+        "vae": dict(_floats(pack.vae)),
+        "start": dict(_floats(pack.transformer)),
+    }
+    for name, state in parts.items():
+        if not recipe.run(name).finished:
+            recipe.run(name).finish(state)
 
 
-def save_carried(recipe: Recipe, file: Path) -> None:
-    """What another machine needs to train on beside the packs: encoder and base transformer in one bfloat16 file."""
-    parts = {f"{name}/{key}": export.stored(t) for name in CARRIED for key, t in recipe.run(name).weights().items()}
-    save_file(parts, file)
-
-
-def take_up(recipe: Recipe, file: Path, pack: Path) -> None:
-    """Begin where `save_carried` ended: encoder and the VAE of `pack` are finished, the base run starts from there."""
-    parts = load_file(file)
-    parts |= {f"vae/{key}": t for key, t in load_file(pack / "vae" / "diffusion_pytorch_model.safetensors").items()}
-    for name, begun in {**CARRIED, "vae": "vae"}.items():
-        if not recipe.run(begun).finished:
-            own = {key.removeprefix(f"{name}/"): t for key, t in parts.items() if key.startswith(f"{name}/")}
-            recipe.run(begun).finish({key: t.float() if t.is_floating_point() else t for key, t in own.items()})
+def _floats(component: Component) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight of a component in float32; what is packed stands for its low-bit values."""
+    for name in component.tensors:
+        fqn, _, kind = name.rpartition(".")
+        if component.is_packed(fqn):
+            if kind == "weight":
+                yield name, torch.from_numpy(component.dequantized(fqn))
+        else:
+            tensor = torch.from_numpy(component.tensors.numpy(name).copy())
+            yield name, tensor.float() if tensor.is_floating_point() else tensor
 
 
 def encoder_part(state: dict[str, torch.Tensor], seed: int) -> export.Part:
