@@ -7,7 +7,6 @@ Knows nothing of frameworks, devices or models by name; what the codes mean is e
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,67 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from engine import lowbit
+from engine import jsonfile, lowbit, shapes
+from engine.jsonfile import REPAIR
+from engine.shapes import Shapes
+from engine.tensorfile import Tensors
 from engine.types import BadRequest
 
 TRANSFORMER_FOLDERS = ("transformer-packed-mflux", "transformer")
 TEXT_ENCODER_FOLDERS = ("text_encoder-mlx-4bit", "text_encoder")
 NOTES_FILE = "niwaki.json"
 _VARIANTS = {2: "ternary", 1: "binary", None: "dense"}
-_REPAIR = "fetch or copy the pack again"
-_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
-_DTYPES = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4",
-    "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
-}  # the safetensors names we read; NumPy has no bfloat16, so its bits are mapped and widened on reading
 _FLOATS = ("BF16", "F16", "F32")
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where one tensor lies: its safetensors dtype name, shape, size, file, and first byte in that file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    file: Path
-    offset: int
-
-
-class Tensors(Mapping[str, TensorInfo]):
-    """All tensors of a component by name. Only headers are read until `numpy` is called."""
-
-    def __init__(self, files: tuple[Path, ...]) -> None:
-        """Read the headers of safetensors `files`. Raises BadRequest for a damaged one, or a name in two of them."""
-        self.files = files
-        self._infos: dict[str, TensorInfo] = {}
-        for file in files:
-            for name, info in _read_header(file).items():
-                if name in self._infos:
-                    raise BadRequest(f"tensor {name} lies in {self._infos[name].file} and {file}; remove one of them")
-                self._infos[name] = info
-
-    def __getitem__(self, name: str) -> TensorInfo:
-        return self._infos[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._infos)
-
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    def numpy(self, name: str) -> np.ndarray:
-        """The tensor as a read-only memory map in its own dtype and shape; bfloat16 as a float32 copy."""
-        info = self._infos[name]
-        dtype = np.dtype(_DTYPES[info.dtype])
-        if info.nbytes == 0:  # the system maps no empty ranges
-            return np.zeros(info.shape, np.float32 if info.dtype == "BF16" else dtype)
-        try:
-            data = np.memmap(info.file, dtype, "r", info.offset, info.shape)
-        except (OSError, ValueError) as why:
-            raise BadRequest(f"{info.file} changed while it was in use ({why}); {_REPAIR}") from None
-        return lowbit.from_bfloat16(np.asarray(data)) if info.dtype == "BF16" else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +116,15 @@ def open_pack(folder: str | Path) -> Pack:
     vae = _component(folder, ("vae",), "config.json")
     tokenizer = folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
-        raise BadRequest(f"{tokenizer / 'tokenizer.json'} is missing; {_REPAIR}")
+        raise BadRequest(f"{tokenizer / 'tokenizer.json'} is missing; {REPAIR}")
     bits = transformer.quantization.bits if transformer.quantization else None
     if bits not in _VARIANTS:
         raise BadRequest(f"{transformer.folder} has {bits}-bit codes; only 1 and 2 bits, or dense weights, can be run")
-    declared = _read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).exists() else {}
+    declared = jsonfile.read(folder / NOTES_FILE) if (folder / NOTES_FILE).exists() else {}
     notes = _notes(folder, declared)
-    _check_shapes(transformer, _transformer_shapes(transformer.config))
-    _check_shapes(text_encoder, _text_encoder_shapes(text_encoder.config, max(notes.hidden_states)))
-    _check_shapes(vae, _vae_shapes(vae.config))
+    _check_shapes(transformer, shapes.transformer(transformer.config))
+    _check_shapes(text_encoder, shapes.text_encoder(text_encoder.config, max(notes.hidden_states)))
+    _check_shapes(vae, shapes.vae(vae.config))
     _check_joints(transformer, text_encoder, vae, notes)
     return Pack(folder, str(declared.get("id", folder.resolve().name)), _VARIANTS[bits], transformer, text_encoder, vae,
                 tokenizer, notes)
@@ -205,13 +154,13 @@ def _file_fault(file: Path, record: Mapping[str, Any]) -> str | None:
     try:
         size = file.stat().st_size
         if size != record.get("bytes"):
-            return f"the file has {size} bytes where {record.get('bytes')} are recorded; {_REPAIR}"
+            return f"the file has {size} bytes where {record.get('bytes')} are recorded; {REPAIR}"
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as why:
-        return f"the file cannot be read ({why.strerror}); {_REPAIR}"
+        return f"the file cannot be read ({why.strerror}); {REPAIR}"
     recorded = record.get("sha256")
-    return None if found == recorded else f"the SHA-256 is {found} where {recorded} is recorded; {_REPAIR}"
+    return None if found == recorded else f"the SHA-256 is {found} where {recorded} is recorded; {REPAIR}"
 
 
 def _codes_fault(component: Component, fqn: str) -> str | None:
@@ -219,13 +168,13 @@ def _codes_fault(component: Component, fqn: str) -> str | None:
     for part, dtypes in (("weight", ("U32",)), ("scales", _FLOATS), ("biases", _FLOATS)):
         info = component.tensors.get(f"{fqn}.{part}")
         if info is None or info.dtype not in dtypes:
-            return f"{fqn}.{part} is missing or not {' or '.join(dtypes)}; {_REPAIR}"
+            return f"{fqn}.{part} is missing or not {' or '.join(dtypes)}; {REPAIR}"
         if part != "weight" and not np.isfinite(component.tensors.numpy(f"{fqn}.{part}")).all():
-            return f"{fqn}.{part} holds a value that is not a finite number; {_REPAIR}"
+            return f"{fqn}.{part} holds a value that is not a finite number; {REPAIR}"
     if component.quantization and component.quantization.bits == 2:
         words = component.tensors.numpy(f"{fqn}.weight")
         if (words & (words >> 1) & 0x55555555).any():  # both bits of a slot set: code 3
-            return f"{fqn}.weight holds code 3, which no ternary weight has; {_REPAIR}"
+            return f"{fqn}.weight holds code 3, which no ternary weight has; {REPAIR}"
     return None
 
 
@@ -236,40 +185,22 @@ def _component(folder: Path, names: tuple[str, ...], quantization_file: str) -> 
         raise BadRequest(f"{folder} has no folder {' or '.join(names)}; give the folder of a complete pack")
     files = tuple(sorted(found.glob("[!.]*.safetensors")))  # macOS leaves "._name" files on a USB stick
     if not files:
-        raise BadRequest(f"{found} has no .safetensors file; {_REPAIR}")
+        raise BadRequest(f"{found} has no .safetensors file; {REPAIR}")
     tensors = Tensors(files)
     packed = any(name.endswith(".scales") for name in tensors)
     quantization = _quantization(found / quantization_file) if packed else None
-    return Component(found, _read_json(found / "config.json"), quantization, tensors)
+    return Component(found, jsonfile.read(found / "config.json"), quantization, tensors)
 
 
 def _quantization(file: Path) -> Quantization:
     """Bits and group size, at the top of `file` or under its key "quantization"."""
-    declared = _read_json(file)
+    declared = jsonfile.read(file)
     inner = declared.get("quantization")
     spec = inner if isinstance(inner, dict) else declared
     bits, group_size = spec.get("bits"), spec.get("group_size", 128)
     if type(bits) is not int or bits not in lowbit.BITS or type(group_size) is not int or group_size < 1:
-        raise BadRequest(f"{file} declares {bits!r} bits in groups of {group_size!r}, which no reader knows; {_REPAIR}")
+        raise BadRequest(f"{file} declares {bits!r} bits in groups of {group_size!r}, which no reader knows; {REPAIR}")
     return Quantization(bits, group_size)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`. Raises BadRequest where the file is missing, or holds anything else."""
-    try:
-        return _json_object(file.read_bytes(), str(file))
-    except OSError as why:
-        raise BadRequest(f"{file} cannot be read ({why.strerror}); {_REPAIR}") from None
-
-
-def _json_object(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise BadRequest(f"{what} is no JSON object; {_REPAIR}")
-    return value
 
 
 def _notes(folder: Path, declared: dict[str, Any]) -> Notes:
@@ -290,7 +221,7 @@ def _notes(folder: Path, declared: dict[str, Any]) -> Notes:
         given["provenance"] = dict(declared.get("provenance", {}))
         given["files"] = {_inside(path): dict(record) for path, record in dict(declared.get("files", {})).items()}
     except (TypeError, ValueError) as why:
-        raise BadRequest(f"{folder / NOTES_FILE} is not understood ({why}); correct it, or {_REPAIR}") from None
+        raise BadRequest(f"{folder / NOTES_FILE} is not understood ({why}); correct it, or {REPAIR}") from None
     return Notes(**given)
 
 
@@ -307,46 +238,6 @@ def _inside(path: str) -> str:
     return path
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file. Raises BadRequest unless they fill it exactly, without gap or overlap."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-                raise BadRequest(f"{file} is cut short or foreign ({size} bytes, header of {length}); {_REPAIR}")
-            header = _json_object(stream.read(length), f"the header of {file}")
-    except OSError as why:
-        raise BadRequest(f"{file} cannot be read ({why.strerror}); {_REPAIR}") from None
-    header.pop("__metadata__", None)
-    infos = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in header.items()}
-    end = 8 + length
-    for name, info in sorted(infos.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
-        if info.offset != end:
-            raise BadRequest(f"tensor {name} of {file} starts at byte {info.offset} instead of {end}; {_REPAIR}")
-        end += info.nbytes
-    if end != size:
-        raise BadRequest(f"{file} has {size} bytes where its header promises {end}; {_REPAIR}")
-    return infos
-
-
-def _tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    """One entry of a safetensors header, its numbers checked against each other; the caller holds them to the file."""
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        known = dtype in _DTYPES
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and (
-            not known or end - begin == math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
-        )
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise BadRequest(f"the entry of tensor {name} in the header of {file} is damaged; {_REPAIR}")
-    if not known:
-        raise BadRequest(f"tensor {name} of {file} has dtype {dtype}; convert it to one of {' '.join(_DTYPES)}")
-    return TensorInfo(dtype, shape, end - begin, file, data_start + begin)
-
-
 def _check_shapes(component: Component, expected: Shapes) -> None:
     """Compare the tensors of a component with the names and shapes that its config implies."""
     try:
@@ -358,7 +249,7 @@ def _check_shapes(component: Component, expected: Shapes) -> None:
                 _check_shape(component, name, shape)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError) as why:
         fault = f"lacks {why}" if isinstance(why, KeyError) else f"holds a value that makes no sense ({why})"
-        raise BadRequest(f"{component.folder / 'config.json'} {fault}; {_REPAIR}") from None
+        raise BadRequest(f"{component.folder / 'config.json'} {fault}; {REPAIR}") from None
 
 
 def _check_packed(component: Component, quantization: Quantization, fqn: str, shape: tuple[int, ...]) -> None:
@@ -366,7 +257,7 @@ def _check_packed(component: Component, quantization: Quantization, fqn: str, sh
     rows, k = shape
     bits, group_size = quantization.bits, quantization.group_size
     if k % group_size or k * bits % lowbit.WORD_BITS:
-        raise BadRequest(f"{fqn} in {component.folder} has {k} inputs, no multiple of group {group_size}; {_REPAIR}")
+        raise BadRequest(f"{fqn} in {component.folder} has {k} inputs, no multiple of group {group_size}; {REPAIR}")
     _check_shape(component, f"{fqn}.weight", (rows, k * bits // lowbit.WORD_BITS), ("U32",))
     _check_shape(component, f"{fqn}.scales", (rows, k // group_size))
     _check_shape(component, f"{fqn}.biases", (rows, k // group_size))
@@ -376,70 +267,10 @@ def _check_shape(component: Component, name: str, shape: tuple[int, ...], dtypes
     """One tensor: there, of this shape, of one of these dtypes."""
     info = component.tensors.get(name)
     if info is None:
-        raise BadRequest(f"{component.folder} lacks tensor {name}; {_REPAIR}")
+        raise BadRequest(f"{component.folder} lacks tensor {name}; {REPAIR}")
     if info.shape != shape or info.dtype not in dtypes:
         found, wanted = f"{info.dtype} {list(info.shape)}", f"{'/'.join(dtypes)} {list(shape)}"
-        raise BadRequest(f"{name} in {component.folder} is {found} where config.json implies {wanted}; {_REPAIR}")
-
-
-def _transformer_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Names and shapes [out, in] of diffusers' Flux2Transformer2DModel without guidance embedding; no bias anywhere."""
-    head = config["attention_head_dim"]
-    width = config["num_attention_heads"] * head
-    mlp = int(width * config["mlp_ratio"])
-    yield "x_embedder.weight", (width, config["in_channels"])
-    yield "context_embedder.weight", (width, config["joint_attention_dim"])
-    yield "time_guidance_embed.timestep_embedder.linear_1.weight", (width, config["timestep_guidance_channels"])
-    yield "time_guidance_embed.timestep_embedder.linear_2.weight", (width, width)
-    yield "double_stream_modulation_img.linear.weight", (6 * width, width)
-    yield "double_stream_modulation_txt.linear.weight", (6 * width, width)
-    yield "single_stream_modulation.linear.weight", (3 * width, width)
-    yield "norm_out.linear.weight", (2 * width, width)
-    yield "proj_out.weight", (config["patch_size"] ** 2 * (config.get("out_channels") or config["in_channels"]), width)
-    for block in (f"transformer_blocks.{i}" for i in range(config["num_layers"])):
-        for linear in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
-            yield f"{block}.attn.{linear}.weight", (width, width)
-        for norm in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-            yield f"{block}.attn.{norm}.weight", (head,)
-        for stream in ("ff", "ff_context"):
-            yield f"{block}.{stream}.linear_in.weight", (2 * mlp, width)
-            yield f"{block}.{stream}.linear_out.weight", (width, mlp)
-    for block in (f"single_transformer_blocks.{i}" for i in range(config["num_single_layers"])):
-        yield f"{block}.attn.to_qkv_mlp_proj.weight", (3 * width + 2 * mlp, width)
-        yield f"{block}.attn.to_out.weight", (width, width + mlp)
-        yield f"{block}.attn.norm_q.weight", (head,)
-        yield f"{block}.attn.norm_k.weight", (head,)
-
-
-def _text_encoder_shapes(config: Mapping[str, Any], last_state: int) -> Shapes:
-    """Names and shapes of the Qwen3 layers that state `last_state` needs; a pack may leave out those after it."""
-    hidden, mlp = config["hidden_size"], config["intermediate_size"]
-    head = config.get("head_dim") or hidden // config["num_attention_heads"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
-    for layer in (f"model.layers.{i}" for i in range(last_state)):
-        yield f"{layer}.self_attn.q_proj.weight", (queries, hidden)
-        yield f"{layer}.self_attn.k_proj.weight", (keys, hidden)
-        yield f"{layer}.self_attn.v_proj.weight", (keys, hidden)
-        yield f"{layer}.self_attn.o_proj.weight", (hidden, queries)
-        yield f"{layer}.self_attn.q_norm.weight", (head,)
-        yield f"{layer}.self_attn.k_norm.weight", (head,)
-        yield f"{layer}.mlp.gate_proj.weight", (mlp, hidden)
-        yield f"{layer}.mlp.up_proj.weight", (mlp, hidden)
-        yield f"{layer}.mlp.down_proj.weight", (hidden, mlp)
-        yield f"{layer}.input_layernorm.weight", (hidden,)
-        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-
-
-def _vae_shapes(config: Mapping[str, Any]) -> Shapes:
-    """The latent statistics and both ends of the FLUX.2 decoder; what lies between is checked by whoever builds it."""
-    latent = config["latent_channels"]
-    channels = list(config["block_out_channels"])
-    channels = config.get("decoder_block_out_channels") or channels
-    for statistic in ("running_mean", "running_var"):
-        yield f"bn.{statistic}", (math.prod(config["patch_size"]) * latent,)
-    yield "decoder.conv_in.weight", (channels[-1], latent, 3, 3)
-    yield "decoder.conv_out.weight", (config["out_channels"], channels[0], 3, 3)
+        raise BadRequest(f"{name} in {component.folder} is {found} where config.json implies {wanted}; {REPAIR}")
 
 
 def _check_joints(transformer: Component, text_encoder: Component, vae: Component, notes: Notes) -> None:
@@ -447,11 +278,11 @@ def _check_joints(transformer: Component, text_encoder: Component, vae: Componen
     reads = transformer.config["joint_attention_dim"]
     gives = len(notes.hidden_states) * text_encoder.config["hidden_size"]
     if reads != gives:
-        raise BadRequest(f"{transformer.folder} reads {reads} text features where its states give {gives}; {_REPAIR}")
+        raise BadRequest(f"{transformer.folder} reads {reads} text features where its states give {gives}; {REPAIR}")
     makes = transformer.config["in_channels"]
     reads = math.prod(vae.config["patch_size"]) * vae.config["latent_channels"]
     if makes != reads:
-        raise BadRequest(f"{transformer.folder} makes {makes} channels where {vae.folder} reads {reads}; {_REPAIR}")
+        raise BadRequest(f"{transformer.folder} makes {makes} channels where {vae.folder} reads {reads}; {REPAIR}")
     side = 2 << (len(vae.config["block_out_channels"]) - 1)  # pixels of an image token
     if fault := next((size for size in notes.sizes if size[0] % side or size[1] % side), None):
         raise BadRequest(f"size {fault} in {NOTES_FILE} beside {vae.folder} is no multiple of {side}; correct it")

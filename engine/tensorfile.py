@@ -1,26 +1,104 @@
-"""Write a safetensors file one tensor at a time: the header first, from known shapes, then each tensor's bytes.
+"""Read and write safetensors files, one tensor at a time.
 
-The library's own writer wants every tensor in memory at once, which for these models is all of it. Knows nothing of
-packs or layers; reading is engine.packs' business.
+Reading: headers first, checked against the file to the last byte; then a tensor mapped, or read into memory of its own.
+Writing: the header first, from known shapes, then each tensor's bytes; the library's own writer wants every tensor in
+memory at once, which for these models is all of it. Knows nothing of packs, layers or frameworks.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.types import EngineError
+from engine import jsonfile, lowbit
+from engine.jsonfile import REPAIR
+from engine.types import BadRequest, EngineError
 
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8,
-    "I64": 8, "F64": 8,
-}  # fmt: skip
+DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+}  # the safetensors names we read; NumPy has no bfloat16, so its bits are mapped and widened on reading
+ITEM_BYTES = {name: np.dtype(kind).itemsize for name, kind in DTYPES.items()}
+BLOCK = 8 << 20  # bytes read at once where a tensor is copied as it is
 Part = np.ndarray | bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies: its safetensors dtype name, shape, size, file, and first byte in that file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: Path
+    offset: int
+
+
+class Tensors(Mapping[str, TensorInfo]):
+    """All tensors of a component by name. Only headers are read until `numpy` is called."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        """Read the headers of safetensors `files`. Raises BadRequest for a damaged one, or a name in two of them."""
+        self.files = files
+        self._infos: dict[str, TensorInfo] = {}
+        for file in files:
+            for name, info in _read_header(file).items():
+                if name in self._infos:
+                    raise BadRequest(f"tensor {name} lies in {self._infos[name].file} and {file}; remove one of them")
+                self._infos[name] = info
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._infos[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def numpy(self, name: str) -> np.ndarray:
+        """The tensor as a read-only memory map in its own dtype and shape; bfloat16 as a float32 copy."""
+        info = self._infos[name]
+        dtype = np.dtype(DTYPES[info.dtype])
+        if info.nbytes == 0:  # the system maps no empty ranges
+            return np.zeros(info.shape, np.float32 if info.dtype == "BF16" else dtype)
+        try:
+            data = np.memmap(info.file, dtype, "r", info.offset, info.shape)
+        except (OSError, ValueError) as why:
+            raise BadRequest(f"{info.file} changed while it was in use ({why}); {REPAIR}") from None
+        return lowbit.from_bfloat16(np.asarray(data)) if info.dtype == "BF16" else data
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in memory of its own; bfloat16 as uint16 bits. Pages of a map would stay with the process."""
+        info = self._infos[name]
+        return np.frombuffer(b"".join(self.blocks(name)), DTYPES[info.dtype]).reshape(info.shape)
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The tensor's bytes, some megabytes at a time."""
+        info = self._infos[name]
+        try:
+            with info.file.open("rb") as stream:
+                stream.seek(info.offset)
+                for start in range(0, info.nbytes, BLOCK):
+                    yield stream.read(min(BLOCK, info.nbytes - start))
+        except OSError as why:
+            raise BadRequest(f"{info.file} cannot be read ({why.strerror}); {REPAIR}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +158,43 @@ def write(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | No
                 raise EngineError(f"tensor {entry.name} gave {written} bytes for {file} instead of {entry.nbytes}")
             total += written
     return {"bytes": total, "sha256": digest.hexdigest()}
+
+
+def _read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file. Raises BadRequest unless they fill it exactly, without gap or overlap."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, jsonfile.LARGEST):
+                raise BadRequest(f"{file} is cut short or foreign ({size} bytes, header of {length}); {REPAIR}")
+            header = jsonfile.parse(stream.read(length), f"the header of {file}")
+    except OSError as why:
+        raise BadRequest(f"{file} cannot be read ({why.strerror}); {REPAIR}") from None
+    header.pop("__metadata__", None)
+    infos = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in header.items()}
+    end = 8 + length
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != end:
+            raise BadRequest(f"tensor {name} of {file} starts at byte {info.offset} instead of {end}; {REPAIR}")
+        end += info.nbytes
+    if end != size:
+        raise BadRequest(f"{file} has {size} bytes where its header promises {end}; {REPAIR}")
+    return infos
+
+
+def _tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    """One entry of a safetensors header, its numbers checked against each other; the caller holds them to the file."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        known = dtype in DTYPES
+        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and (
+            not known or end - begin == math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        )
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise BadRequest(f"the entry of tensor {name} in the header of {file} is damaged; {REPAIR}")
+    if not known:
+        raise BadRequest(f"tensor {name} of {file} has dtype {dtype}; convert it to one of {' '.join(DTYPES)}")
+    return TensorInfo(dtype, shape, end - begin, file, data_start + begin)

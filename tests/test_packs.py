@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import lowbit, packs
-from engine.packs import Notes, Quantization, Tensors, open_pack, verify_pack
+from engine import lowbit
+from engine.packs import Notes, Quantization, open_pack, verify_pack
+from engine.shapes import transformer
+from engine.tensorfile import Tensors
 from engine.types import BadRequest
 
 PACKED = "transformer-packed-mflux"
@@ -105,11 +107,11 @@ def test_codes_are_mapped_not_read(tiny_packs: Path) -> None:
 
 
 def test_the_4b_model_has_the_published_layers() -> None:
-    shapes = dict(packs._transformer_shapes(REAL_TRANSFORMER))
-    quantised = [s for n, s in shapes.items() if n.split(".")[0].endswith("transformer_blocks") and len(s) == 2]
-    dense = sum(map(math.prod, shapes.values())) - sum(map(math.prod, quantised))
+    found = dict(transformer(REAL_TRANSFORMER))
+    quantised = [s for n, s in found.items() if n.split(".")[0].endswith("transformer_blocks") and len(s) == 2]
+    dense = sum(map(math.prod, found.values())) - sum(map(math.prod, quantised))
     assert (len(quantised), sum(map(math.prod, quantised))) == (100, 3_680_501_760)
-    assert (len(shapes) - 100, dense) == (69, 195_042_816)
+    assert (len(found) - 100, dense) == (69, 195_042_816)
 
 
 def test_without_notes_the_constants_of_the_4b_model_hold(ternary: Path) -> None:

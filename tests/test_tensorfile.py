@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import tensorfile
-from engine.packs import Tensors
-from engine.tensorfile import Entry
+from engine.tensorfile import Entry, Tensors
 from engine.types import EngineError
 
 TENSORS = {

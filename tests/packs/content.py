@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import lowbit, packs
+from engine import lowbit, shapes
 
 BLOCK_ROWS = 4096
 BITS = {"ternary": 2, "binary": 1}
@@ -85,13 +85,13 @@ class Content:
 
     def transformer(self) -> Iterator[tuple[str, Shape, bool]]:
         """(name of the weight, shape, whether the released packs quantise it)."""
-        for name, shape in packs._transformer_shapes(self.configs.transformer):
+        for name, shape in shapes.transformer(self.configs.transformer):
             yield name, shape, "transformer_blocks." in name and len(shape) == 2
 
     def text_encoder(self) -> Iterator[tuple[str, Shape, bool]]:
         """All layers and the final norm, as released; the head is the embedding."""
         layers = self.configs.text_encoder["num_hidden_layers"]
-        for name, shape in packs._text_encoder_shapes(self.configs.text_encoder, layers):
+        for name, shape in shapes.text_encoder(self.configs.text_encoder, layers):
             yield name, shape, len(shape) == 2
         yield "model.norm.weight", (self.configs.text_encoder["hidden_size"],), False
 
