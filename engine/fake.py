@@ -37,7 +37,8 @@ class FakeBackend:
         pixels = paint(request)
         ended = time.perf_counter()
         seconds = Seconds(denoise=denoised - started, decode=ended - denoised, total=ended - started)
-        yield Picture(pixels, request, self.name, "fake: a gradient, no model was used", seconds, pixels.nbytes)
+        reason = "fake: a gradient, no model was used"
+        yield Picture(pixels, request, self.name, reason, seconds, pixels.nbytes, dtype="float32")
 
     def close(self) -> None:
         """Nothing to free."""

@@ -76,7 +76,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The result: `pixels` uint8 [height, width, 3], and how it was made."""
+    """The result: `pixels` uint8 [height, width, 3], and how it was made; `dtype` is the number format computed in."""
 
     pixels: np.ndarray
     request: Request
@@ -85,6 +85,7 @@ class Picture:
     seconds: Seconds
     peak_memory_bytes: int
     unknown_words: tuple[str, ...] = field(default=())
+    dtype: str = ""
 
 
 class Backend(Protocol):

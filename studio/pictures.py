@@ -1,16 +1,15 @@
 """A picture as a PNG file that carries its whole recipe, and the recipe read back from such a file.
 
 Knows files, not models. A picture is there whole or not at all: it is written aside and then renamed.
-The recipe is JSON in an iTXt chunk named `niwaki`; its keys are the fields of Request and Picture.
+The recipe is JSON in an iTXt chunk named `niwaki` (what it says: `recipe`), beside the text block `parameters` that
+other tools read.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
 import time
-from dataclasses import asdict
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -19,32 +18,14 @@ from typing import Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from engine.types import BadRequest, Picture
+from studio import recipe
+from studio.recipe import UNKNOWN, Origin, Recipe
 from studio.settings import make_folder
 
 KEY = "niwaki"
-FORMAT = 1  # of the recipe; raise it when a key changes its meaning, never when one is added
 
 
-def recipe(picture: Picture) -> dict[str, Any]:
-    """Everything needed to make the picture again, and what it took to make it."""
-    request = picture.request
-    return {
-        "format": FORMAT,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "width": request.width,
-        "height": request.height,
-        "steps": request.steps,
-        "model": request.model,
-        "backend": picture.backend,
-        "reason": picture.reason,
-        "seconds": {name: round(value, 4) for name, value in asdict(picture.seconds).items()},
-        "peak_memory_bytes": picture.peak_memory_bytes,
-        "unknown_words": list(picture.unknown_words),
-    }
-
-
-def save(picture: Picture, path: str | Path) -> Path:
+def save(picture: Picture, path: str | Path, origin: Origin = UNKNOWN) -> Path:
     """Write the PNG with its recipe inside; returns the path.
 
     Raises BadRequest when it can't be written (no permission, full disk, not a .png name); nothing half remains then.
@@ -56,7 +37,7 @@ def save(picture: Picture, path: str | Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "xb") as file:
-            file.write(_png(picture))
+            file.write(_png(picture, origin))
             file.flush()
             os.fsync(file.fileno())  # else a power cut after the rename leaves an empty picture
         os.replace(aside, path)
@@ -70,33 +51,37 @@ def save(picture: Picture, path: str | Path) -> Path:
     return path
 
 
-def keep(picture: Picture, folder: Path, when: datetime | None = None) -> Path:
+def keep(picture: Picture, folder: Path, when: datetime | None = None, origin: Origin = UNKNOWN) -> Path:
     """Save under `folder`/<date>/<time>-<seed>.png; milliseconds keep two quick pictures apart."""
     when = when or datetime.now()
     name = f"{when:%H%M%S}.{when.microsecond // 1000:03d}-{picture.request.seed}.png"
-    return save(picture, folder / f"{when:%Y-%m-%d}" / name)
+    return save(picture, folder / f"{when:%Y-%m-%d}" / name, origin)
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe of a picture of ours. Raises BadRequest for any other file, and for a recipe of a later format."""
-    path = Path(path)
+def reopen(path: str | Path, name: str = "") -> Recipe:
+    """The recipe of a picture of ours, checked; `name` is what sentences call the file (its path where there is none).
+
+    Raises BadRequest for any other file, and for a recipe that is damaged or of a later format.
+    """
+    return recipe.read(read_recipe(path, name), name or str(path))
+
+
+def read_recipe(path: str | Path, name: str = "") -> dict[str, Any]:
+    """The same as the bare JSON values, of which only the format was looked at.
+
+    Raises BadRequest for any other file, and for a recipe of a later format.
+    """
+    path, name = Path(path), name or str(path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             text = image.info.get(KEY)
     except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise BadRequest(f"{path} is not a PNG picture") from error
+        raise BadRequest(f"{name} is not a PNG picture") from error
     except OSError as error:
-        raise BadRequest(f"cannot read {path} ({error.strerror or error})") from error
+        raise BadRequest(f"cannot read {name} ({error.strerror or error})") from error
     if not isinstance(text, str):
-        raise BadRequest(f"{path} carries no recipe: it was not made by Niwaki, or another program rewrote it")
-    try:
-        found = json.loads(text)
-        version = int(found["format"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadRequest(f"the recipe in {path} is damaged") from error
-    if version > FORMAT:
-        raise BadRequest(f"{path} was made by a later Niwaki (recipe format {version}, known here {FORMAT}): update")
-    return found
+        raise BadRequest(f"{name} carries no recipe: it was not made by Niwaki, or another program rewrote it")
+    return recipe.loads(text, name)
 
 
 def publish(path: Path, cache: Path) -> Path:
@@ -122,11 +107,10 @@ def sweep(cache: Path, age_seconds: float = 86_400) -> None:
                 file.unlink()
 
 
-def _png(picture: Picture) -> bytes:
+def _png(picture: Picture, origin: Origin) -> bytes:
     info = PngImagePlugin.PngInfo()
-    text = json.dumps(recipe(picture), ensure_ascii=False)
-    # A lone surrogate from a broken paste is no UTF-8; written as \udXXX it is still valid JSON.
-    info.add_itxt(KEY, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    info.add_itxt(KEY, recipe.text(picture, origin))
+    info.add_text("parameters", recipe.parameters(picture, origin))
     buffer = BytesIO()
     Image.fromarray(picture.pixels).save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()

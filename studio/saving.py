@@ -16,9 +16,11 @@ import sqlalchemy as sa
 from PIL import Image as Pixels
 
 from engine.types import Picture
-from studio import pictures
+from studio import modelfiles, pictures
 from studio import tables as t
 from studio.history import History, index
+from studio.lineage import chain
+from studio.recipe import Link, Origin
 from studio.rows import Job, as_json, columns, fingerprint
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,22 @@ class Saved:
     picture: Picture
     path: Path | None = None
     thumb: Path | None = None
+    model_hash: str = ""
 
 
 def save(saved: Saved, job: Job, history: History) -> Saved:
     """Write the PNG with its recipe and the thumbnail. Raises BadRequest on a full disk; nothing half remains."""
-    path = saved.path or pictures.keep(saved.picture, history.data_dir / "pictures")
+    whence = origin(saved.picture, job, history)
+    path = saved.path or pictures.keep(saved.picture, history.data_dir / "pictures", origin=whence)
     thumb = saved.thumb or make_thumb(path, history.data_dir)
-    return replace(saved, path=path, thumb=thumb)
+    return replace(saved, path=path, thumb=thumb, model_hash=modelfiles.combined(whence.model_files))
+
+
+def origin(picture: Picture, job: Job, history: History) -> Origin:
+    """What the engine doesn't know: what was done, the chain of pictures it was done to, the hashes of the model."""
+    ancestors = () if job.parent is None else chain(history, job.owner, job.parent)
+    links = tuple(Link(image.request, image.op, image.sha256) for image in ancestors)
+    return Origin(job.op, links, modelfiles.hashes(picture.request.model, history.data_dir))
 
 
 def make_thumb(path: Path, data_dir: Path) -> Path | None:
@@ -70,11 +81,13 @@ def insert_image(db: sa.Connection, job: Job, saved: Saved, data_dir: Path) -> i
     }  # fmt: skip
     made = {
         "fingerprint": fingerprint(picture.request),
+        "model_hash": saved.model_hash,
         "backend": picture.backend,
         "reason": picture.reason,
         "seconds": picture.seconds.total,
         "details": as_json(
             {
+                "dtype": picture.dtype,
                 "seconds": asdict(picture.seconds),
                 "peak_memory_bytes": picture.peak_memory_bytes,
                 "unknown_words": picture.unknown_words,

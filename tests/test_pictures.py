@@ -38,6 +38,10 @@ def test_pixels_and_recipe_survive(tmp_path: Path) -> None:
         "seconds": {"load": 0.1, "encode": 0.2, "denoise": 0.3, "decode": 0.4, "total": 1.0},
         "peak_memory_bytes": 1234,
         "unknown_words": ["astronaut"],
+        "dtype": "",
+        "op": "make",
+        "model_files": {},
+        "ancestors": [],
     }
 
 

@@ -178,6 +178,7 @@ class TorchBackend:
             seconds=Seconds(load=load, encode=encode, denoise=denoised, decode=decode, total=clock.total()),
             peak_memory_bytes=peak_memory_bytes(device),
             unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
+            dtype=decided.dtype,
         )
 
     def _open(self, folder: Path) -> Model:
