@@ -171,44 +171,6 @@ def _targets(out: Path, requests: Sequence[Request]) -> list[Path]:
     return paths
 
 
-def list_models(args: argparse.Namespace) -> Facts:
-    """The known models, what each is, and whether it is installed."""
-    from engine import catalog
-    from studio.settings import data_dir
-
-    data = data_dir(args.data)
-    there, default = catalog.installed(data), catalog.default_id(data)
-    models = [
-        asdict(model) | {"installed": id in there, "path": str(catalog.folder_of(id, data)), "default": id == default}
-        for id, model in catalog.MODELS.items()
-    ]
-    for model in models:
-        size = f"{model['bytes'] / 1e9:.1f} GB" if model["bytes"] else ""
-        source = f", goes from {model['repository']}" if model["repository"] else ", belongs"
-        where = model["path"] if model["installed"] else f"not installed{source} into {model['path']}"
-        print(f"{'*' if model['default'] else ' '} {model['id']:<18}{model['label']:<40}{size:>8}  {where}")
-    return {"models": models}
-
-
-def verify_model(args: argparse.Namespace) -> Facts:
-    """Check a model's files against their recorded sizes and hashes."""
-    from engine import catalog
-    from engine.packs import open_pack, verify_pack
-    from engine.types import BadRequest
-    from studio.settings import data_dir
-
-    pack = open_pack(catalog.find(args.model, data_dir(args.data)))
-    files, damaged = [], []
-    for path, ok, sentence in verify_pack(pack):
-        files.append({"path": path, "ok": ok, "sentence": sentence})
-        print(f"{'ok     ' if ok else 'damaged'}  {path}: {sentence}")
-        if not ok:
-            damaged.append(path)
-    if damaged:
-        raise BadRequest(f"{args.model} is damaged ({', '.join(damaged[:3])}): put a fresh copy into {pack.folder}")
-    return {"model": args.model, "ok": True, "files": files}
-
-
 def doctor(args: argparse.Namespace) -> Facts:
     """What hardware, which backend, which model, how much memory, and why."""
     import platform
@@ -330,6 +292,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from studio import terminal
+
     parser = _Parser(prog="app.py", description="Niwaki: pictures from low-bit models, on this machine.", epilog=EPILOG)
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
 
@@ -346,11 +310,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="FILE", help="the PNG file, or a folder; with --count always a folder")
     _picture_options(command)
 
-    models = commands.add_parser("models", help="what is known and installed", epilog=EPILOG)
+    models = commands.add_parser("models", help="known and installed models: list, get, import, verify", epilog=EPILOG)
     actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _command(actions, "list", list_models)
-    command = _command(actions, "verify", verify_model)
+    _command(actions, "list", terminal.list_models)
+    command = _command(actions, "get", terminal.get_model)
+    command.add_argument("model", metavar="ID", help="a published model of `models list`")
+    command = _command(actions, "import", terminal.import_model)
+    command.add_argument("folder", metavar="FOLDER", help="a downloaded pack, in any released layout")
+    command.add_argument("--id", metavar="ID", help="the name to keep it under (its own)")
+    command.add_argument("--link", action="store_true", help="link to the files instead of copying them")
+    command = _command(actions, "verify", terminal.verify_model)
     command.add_argument("model", metavar="ID", help="a model's id, or the path of a pack folder")
+    command = _command(actions, "remove", terminal.remove_model)
+    command.add_argument("model", metavar="ID", help="an installed model's id")
 
     _command(commands, "doctor", doctor, engine=True)
 

@@ -1,9 +1,10 @@
 """The models Niwaki knows by name, and where each one lies on this machine.
 
-Knows ids, sources and folders; not what is inside a pack (`packs`) nor how to fetch one (a later issue). The data
+Knows ids, sources and folders; not what is inside a pack (`packs`) nor how to fetch one (`download`). The data
 folder comes in as an argument: `studio.settings` alone decides where it is.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "models"
 class Model:
     """One known model. `bytes` is the size of the download; None for what is shipped with the source.
 
-    `repository` and `revision` name the release on the hub; `revision` None: not pinned by us.
+    `repository` and `revision` name the release on the hub; `revision` None: not pinned by us. `licence` is the short
+    name of what its publisher put on it.
     """
 
     id: str
@@ -26,6 +28,14 @@ class Model:
     repository: str | None
     revision: str | None
     bytes: int | None
+    licence: str = "Apache-2.0"
+
+    @property
+    def pin(self) -> str:
+        """How far the download is fixed by this file, in words; "" for what is shipped."""
+        if self.repository is None:
+            return ""
+        return "commit pinned, hashes not pinned by us" if self.revision else "not pinned by us"
 
 
 def _seedling(variant: str, how: str) -> Model:
@@ -83,6 +93,17 @@ def installed(data_dir: Path) -> tuple[str, ...]:
     return tuple(model_id for model_id in MODELS if (folder_of(model_id, data_dir) / "model_index.json").is_file())
 
 
+def imported(data_dir: Path) -> tuple[str, ...]:
+    """Ids of the models that a person brought in under names of their own."""
+    folders = sorted((Path(data_dir) / "models").glob("*/model_index.json"))
+    return tuple(name for file in folders if is_name(name := file.parent.name) and name not in MODELS)
+
+
+def is_name(model_id: str) -> bool:
+    """Whether an id can be a folder's name on every system, and is not hidden."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", model_id) is not None
+
+
 def default_id(data_dir: Path) -> str:
     """The model to use when nobody names one: the biggest that is installed, else the seedling."""
     there = installed(data_dir)
@@ -99,8 +120,11 @@ def find(id_or_path: str, data_dir: Path) -> Path:
         if folder.is_dir():
             return folder
         source, there = MODELS[id_or_path].repository, ", ".join(installed(data_dir)) or "none"
-        way_out = f"put the files of {source} into {folder}" if source else f"get a complete copy of Niwaki ({folder})"
+        fetch = f"run `app.py models get {id_or_path}` ({source})"
+        way_out = fetch if source else f"get a complete copy of Niwaki ({folder})"
         raise BadRequest(f"{id_or_path} is not installed: {way_out}; installed: {there}")
+    if is_name(id_or_path) and (folder := Path(data_dir) / "models" / id_or_path).is_dir():
+        return folder
     try:
         # Path("") is the current folder, which nobody meant.
         if id_or_path.strip() and (folder := Path(id_or_path).expanduser()).is_dir():

@@ -17,13 +17,13 @@ import numpy as np
 
 from engine import jsonfile, lowbit, shapes
 from engine.jsonfile import REPAIR
+from engine.records import NOTES_FILE, inside
 from engine.shapes import Shapes
 from engine.tensorfile import Tensors
 from engine.types import BadRequest
 
 TRANSFORMER_FOLDERS = ("transformer-packed-mflux", "transformer")
 TEXT_ENCODER_FOLDERS = ("text_encoder-mlx-4bit", "text_encoder")
-NOTES_FILE = "niwaki.json"
 _VARIANTS = {2: "ternary", 1: "binary", None: "dense"}
 _FLOATS = ("BF16", "F16", "F32")
 
@@ -219,7 +219,7 @@ def _notes(folder: Path, declared: dict[str, Any]) -> Notes:
         given["languages"] = tuple(map(str, declared.get("languages", ())))
         given["demo"] = declared.get("demo", False) is True
         given["provenance"] = dict(declared.get("provenance", {}))
-        given["files"] = {_inside(path): dict(record) for path, record in dict(declared.get("files", {})).items()}
+        given["files"] = {inside(path): dict(record) for path, record in dict(declared.get("files", {})).items()}
     except (TypeError, ValueError) as why:
         raise BadRequest(f"{folder / NOTES_FILE} is not understood ({why}); correct it, or {REPAIR}") from None
     return Notes(**given)
@@ -229,13 +229,6 @@ def _count(value: object) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{value!r} is not a positive whole number")
     return value
-
-
-def _inside(path: str) -> str:
-    """A recorded path, refused where it leaves the folder on any system. Links are fine: hub caches use them."""
-    if path in ("", ".") or path.startswith("/") or ".." in path.split("/") or any(mark in path for mark in "\\:\0"):
-        raise ValueError(f"the path {path!r} is not inside the folder")
-    return path
 
 
 def _check_shapes(component: Component, expected: Shapes) -> None:

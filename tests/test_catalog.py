@@ -75,7 +75,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones(name: str, tmp_path: Pa
 
 
 def test_a_known_model_that_is_missing_says_where_its_files_go(shipped: Path) -> None:
-    words = "put the files of prism-ml/bonsai-image-ternary-4B-mlx-2bit into .*-ternary; installed: seedling-ternary"
+    words = "run `app.py models get bonsai-ternary` .prism-ml/.*-ternary-4B-mlx-2bit.; installed: seedling-ternary"
     with pytest.raises(BadRequest, match=words):
         catalog.find("bonsai-ternary", shipped / "data")
 
