@@ -232,8 +232,8 @@ def verify(model: str, data_dir: Path) -> Iterator[tuple[str, bool, str]]:
     record = records.read(folder.name, data_dir) if managed else None
     if record and record.notes_sha256 and (folder / NOTES_FILE).is_file():
         same = _sha256(folder / NOTES_FILE) == record.notes_sha256
-        fault = "the SHA-256 is not the recorded one; remove the model and get it again"
-        yield NOTES_FILE, same, "as recorded" if same else fault
+        changed = "the SHA-256 is not the recorded one; remove the model and get it again"
+        yield NOTES_FILE, same, "as recorded" if same else changed
     pack = open_pack(folder)
     if pack.notes.files:
         loaded = {file for part in (pack.transformer, pack.text_encoder, pack.vae) for file in part.files}
