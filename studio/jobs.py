@@ -21,21 +21,29 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from engine.types import BadRequest, Cancelled, Crashed, EngineError, Picture, Request, Step
+from studio import pace
 from studio import tables as t
+from studio.adopt import lost, take_in
+from studio.disk import empty_bin, sweep_gone
 from studio.history import JOBS, History, job_of, revise
+from studio.live import Live
+from studio.pace import Pace
 from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Job, columns
-from studio.saving import Saved, insert_image, save
+from studio.saving import Saved, insert_image, remove, save
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 1.0  # seconds after which a watcher looks again though nothing happened: a closed tab is noticed then
 PATIENCE = 1.5  # seconds the engine has to obey a cancel before its process is ended
 AGAIN = 2.0  # seconds until a full disk is tried again
+DAY = 86_400.0
+SOON = 8  # lost pictures that are taken in before the first job: those of the kill are the newest
 MAX_TRIES = 2  # starts of one job before a dying engine process is taken for its fault
 LOST = "Niwaki was ended while this picture was being made: Retry makes it again"
 
@@ -61,11 +69,18 @@ class Jobs:
         self._changes = 0
         self._running: int | None = None  # the job in the engine
         self._progress: Job | None = None  # the same job with its steps, which are not worth a commit each
+        self._pace: Pace | None = None  # of this machine with its model and size
+        self._steps: list[float] = []  # when each of its steps was done
         self._stopping: set[int] = set()  # jobs whose cancel is on its way
         self._owed: dict[int, dict[str, Any]] = {}  # ends of jobs that a full disk kept from being written
         self._closing = False
         self._saved: dict[int, Saved] = {}  # pictures that a full disk kept from being saved, by job
-        self._recover()
+        self._live = Live(engine.run, engine.stop)
+        self._tidied = 0.0
+        self._recovered = False
+        self._lost: list[Path] = []  # pictures without a row, taken in while nothing else is to be done
+        with suppress(EngineError):  # a full disk: the thread tries again, the page opens all the same
+            self._interrupt()
         self._thread = threading.Thread(target=self._drain, name="niwaki-jobs", daemon=True)
         self._thread.start()
 
@@ -133,6 +148,23 @@ class Jobs:
         """One job, with its steps so far. Raises BadRequest for one that isn't there."""
         return self._now(self._history.job(owner, id))
 
+    def live(self, owner: str, request: Request) -> Iterator[Step | Picture]:
+        """A picture that follows the typing, without a row: its steps, then itself, or nothing when a newer one came.
+
+        It comes before all waiting jobs. `submit` of the same request then takes this picture instead of a new one.
+        """
+        yield from self._live.show(owner, self._engine.complete(request), wake=self._tell)
+
+    def stop_live(self, owner: str) -> None:
+        """End the owner's live picture, if there is one."""
+        self._live.stop(owner)
+
+    def estimate(self, *requests: Request) -> float | None:
+        """Seconds that these complete requests will take here, None while nothing like them was made."""
+        paces = [pace.pace(self._history, request) for request in requests]
+        known = [p.total((r.steps or 0) - r.start) for p, r in zip(paces, requests, strict=True) if p is not None]
+        return sum(known) if len(known) == len(requests) else None
+
     def cancel(self, owner: str, id: int) -> None:
         """Stop this job, waiting or running, within two seconds. Does nothing to one that is over."""
         self._history.job(owner, id)
@@ -197,6 +229,7 @@ class Jobs:
             if self._running is not None:
                 self._engine.stop()
             self._changed.notify_all()
+        self._live.close()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             self._engine.close(patience=0)
@@ -224,8 +257,15 @@ class Jobs:
         if owed is not None:
             return replace(job, **owed)
         if progress is not None and progress.id == job.id and job.state == RUNNING:
-            return replace(job, step=progress.step, total=progress.total)
+            return replace(job, step=progress.step, total=progress.total, seconds_left=self._left(progress))
         return job
+
+    def _left(self, job: Job) -> float | None:
+        with self._changed:
+            steps, known = list(self._steps), self._pace
+        if not steps:
+            return None if known is None else known.total(job.total)
+        return pace.left(known, job.step, job.total, steps[-1] - steps[0], time.monotonic() - steps[-1])
 
     def _tell(self) -> None:
         with self._changed:
@@ -235,17 +275,43 @@ class Jobs:
     # The thread that drains
 
     def _recover(self) -> None:
+        """After a kill: what ran is interrupted, unless its picture is there; files without a row get one."""
+        self._interrupt()
+        sweep_gone(self._history)
+        self._lost = lost(self._history)
+        for _ in range(min(len(self._lost), SOON)):
+            take_in(self._history, self._lost.pop())
+        self._recovered = True
+        self._tell()
+
+    def _interrupt(self) -> None:
         values = {"state": INTERRUPTED, "error": LOST, "ended_at": time.time()}
         self._store.write(lambda db: db.execute(t.job.update().where(t.job.c.state == RUNNING).values(**values)))
+
+    def _tidy(self) -> None:
+        """Once a day: the bin's old pictures."""
+        if time.monotonic() - self._tidied > DAY or not self._tidied:
+            self._tidied = time.monotonic()
+            empty_bin(self._history)
 
     def _drain(self) -> None:
         while not self._closing:
             with self._changed:
                 seen = self._changes
+            if (shot := self._live.next()) is not None:
+                self._live.make(shot)
+                continue
             try:
+                if not self._recovered:
+                    self._recover()
                 self._pay()
+                self._tidy()
                 job = self._take()
-            except EngineError:  # the disk is full, said in the log: nothing is lost by waiting
+                if job is None and self._lost:
+                    take_in(self._history, self._lost.pop())
+                    continue
+            except Exception as error:  # most often a full disk: nothing is lost by waiting
+                log.error("the queue waits: %s", error, exc_info=not isinstance(error, EngineError))
                 self._sleep(seen, AGAIN)
                 continue
             if job is None:
@@ -270,16 +336,19 @@ class Jobs:
             return replace(job_of(row), **values)
 
         job = self._store.write(change)
+        known = None if job is None else pace.pace(self._history, job.request)
         with self._changed:
             self._running = None if job is None else job.id
-            self._progress = job
+            self._progress, self._pace, self._steps = job, known, []
         if job is not None:
             self._tell()
         return job
 
     def _work(self, job: Job) -> None:
         try:
-            saved = self._saved.pop(job.id, None) or Saved(self._made(job))
+            saved = self._saved.pop(job.id, None)
+            if saved is None:
+                saved = Saved(self._live.take(job.owner, job.request) or self._made(job))
             self._keep(job, saved)
             end: dict[str, Any] | None = None
         except Cancelled:
@@ -310,6 +379,7 @@ class Jobs:
                         raise Cancelled("stopped on request")
                     if isinstance(item, Step):
                         self._progress = replace(job, step=item.index, total=item.total)
+                        self._steps.append(time.monotonic())
                 if isinstance(item, Picture):
                     picture = item
                 self._tell()
@@ -322,12 +392,16 @@ class Jobs:
         try:
             saved = save(saved, job, self._history)
 
-            def commit(db: sa.Connection) -> None:
-                insert_image(db, job, saved, self._history.data_dir)
-                done = {"state": DONE, "step": saved.picture.request.steps, "ended_at": time.time()}
-                db.execute(t.job.update().where(t.job.c.id == job.id).values(**done))
+            done = {"state": DONE, "step": job.total, "ended_at": time.time()}
 
-            self._store.write(commit)
+            def commit(db: sa.Connection) -> bool:
+                still = db.execute(t.job.update().where(t.job.c.id == job.id).values(**done)).rowcount
+                if still:
+                    insert_image(db, job, saved, self._history.data_dir)
+                return bool(still)
+
+            if not self._store.write(commit):  # its project was deleted for good meanwhile
+                remove(saved)
         except EngineError:
             self._saved[job.id] = saved  # `retry` needs no engine then
             while len(self._saved) > 4:

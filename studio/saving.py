@@ -100,6 +100,13 @@ def insert_image(db: sa.Connection, job: Job, saved: Saved, data_dir: Path) -> i
     return id
 
 
+def remove(saved: Saved) -> None:
+    """Take back the files of a picture that nobody wants any more."""
+    for path in (saved.path, saved.thumb):
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
 def files(path: Path, thumb: Path | None, data_dir: Path) -> dict[str, Any]:
     """The columns about a picture's files."""
     content = path.read_bytes()

@@ -54,6 +54,10 @@ class Store:
         """
         return self._writer.submit(self._change, change).result()
 
+    def shrink(self) -> None:
+        """Move what the write-ahead log holds into the file and empty it, so that deleted text lies nowhere."""
+        self._writer.submit(self._checkpoint).result()
+
     def close(self) -> None:
         """Finish what is being written and let another Niwaki have the folder."""
         self._writer.shutdown()
@@ -66,6 +70,13 @@ class Store:
                 return change(db)
         except sa.exc.DBAPIError as error:
             raise self._sentence("written", error) from error
+
+    def _checkpoint(self) -> None:
+        connection = self._engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
 
     def _sentence(self, what: str, error: sa.exc.DBAPIError) -> EngineError:
         log.error("the history can't be %s: %s", what, error)

@@ -23,7 +23,7 @@ def _text(name: str, default: str | None = None) -> Column[Any]:
 
 
 def _number(name: str, default: str | None = None) -> Column[Any]:
-    return Column(name, INTEGER, nullable=False, server_default=default)
+    return Column(name, INTEGER, nullable=False, server_default=sa.text(default) if default else None)
 
 
 def _recipe() -> list[Column[Any]]:

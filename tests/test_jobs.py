@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 from engine.plan import complete
 from engine.types import BadRequest, Cancelled, Crashed, EngineError, Picture, Request, Seconds, Step
+from studio import disk
+from studio import tables as t
 from studio.history import History
 from studio.jobs import Jobs
-from studio.rows import DONE, FAILED, LOCAL, RUNNING, STOPPED, WAITING, Job
+from studio.pace import Pace, left
+from studio.rows import DONE, FAILED, INTERRUPTED, LOCAL, RUNNING, STOPPED, WAITING, Job
 
 
 class Engine:
@@ -146,3 +150,95 @@ def test_an_impossible_request_queues_nothing(jobs: Jobs) -> None:
     with pytest.raises(BadRequest, match="empty"):
         submit(jobs, "a circle", "  ")
     assert jobs.queue(LOCAL) == ()
+
+
+def test_a_live_picture_comes_first_and_leaves_no_row(jobs: Jobs, engine: Engine) -> None:
+    (first,) = submit(jobs, "a circle")
+    until(jobs, first.id, RUNNING)
+    shown: list[object] = []
+    watcher = threading.Thread(target=lambda: shown.extend(jobs.live(LOCAL, Request("a ring", "seedling-ternary"))))
+    watcher.start()
+    while not jobs._live._shots:
+        watcher.join(0.01)
+    (second,) = submit(jobs, "a square")
+    engine.go.release(4)
+    watcher.join(30)
+    assert [type(item) for item in shown] == [Step, Step, Step, Picture]
+    assert jobs.job(LOCAL, second.id).state in (WAITING, RUNNING)
+    assert len(jobs._history.jobs(LOCAL)) == 2
+    engine.go.release(2)
+    until(jobs, second.id, DONE)
+    (settled,) = submit(jobs, "a ring")  # needs no step of the engine: nobody lets one pass
+    done = until(jobs, settled.id, DONE)
+    assert done.image and jobs._history.image(LOCAL, done.image).request == shown[-1].request
+
+
+def test_a_newer_live_picture_displaces_the_one_before(jobs: Jobs, engine: Engine) -> None:
+    old = jobs.live(LOCAL, Request("a", "seedling-ternary"))
+    assert next(old) == Step(0, 2)
+    new = jobs.live(LOCAL, Request("ab", "seedling-ternary"))
+    steps = [next(new)]  # only now the first one is displaced
+    assert list(old) == []
+    engine.go.release(2)
+    steps += list(new)
+    assert isinstance(steps[-1], Picture) and steps[-1].request.prompt == "ab"
+    assert jobs._history.jobs(LOCAL) == ()
+
+
+def test_what_a_kill_interrupted_says_so_and_can_be_made_again(tmp_path: Path, engine: Engine) -> None:
+    history = History(tmp_path / "data")
+    dead = Jobs(history, engine)
+    one, two = submit(dead, "a", "b")
+    until(dead, one.id, RUNNING)
+    dead.close()
+    assert history.job(LOCAL, one.id).state == INTERRUPTED and history.job(LOCAL, two.id).state == WAITING
+    history.store.write(lambda db: db.execute(t.job.update().where(t.job.c.id == one.id).values(state=RUNNING)))
+    engine.go.release(2)
+    again = Jobs(history, engine)
+    try:
+        assert until(again, two.id, DONE)
+        assert "Retry" in again.job(LOCAL, one.id).error
+        again.retry(LOCAL, one.id)
+        engine.go.release(2)
+        until(again, one.id, DONE)
+    finally:
+        again.close()
+        history.close()
+
+
+def test_seconds_left_come_from_past_runs_and_then_from_this_one(jobs: Jobs, engine: Engine) -> None:
+    (job,) = submit(jobs, "a circle")
+    assert jobs.estimate(job.request) is None
+    assert until(jobs, job.id, RUNNING).seconds_left is None
+    engine.go.release(2)
+    until(jobs, job.id, DONE)
+    details = '{"seconds":{"denoise":8.0,"decode":1.0,"encode":0.5}}'
+    jobs._history.store.write(lambda db: db.execute(t.image.update().values(details=details)))
+    assert jobs.estimate(job.request, job.request) == 2 * 9.5
+    assert jobs.estimate(replace(job.request, width=1024, height=512)) == 2 * 9.5
+    assert jobs.estimate(replace(job.request, model="bonsai-binary")) is None
+    (slow,) = submit(jobs, "a ring")
+    assert next(job for job in jobs.watch(LOCAL, slow.id) if job.seconds_left).seconds_left > 2
+    assert left(Pace(2.0, 1.0), step=2, total=4, stepping=10.0, since=1.0) == 10.0
+    assert left(None, step=1, total=4, stepping=2.0, since=0.0) == 6.0
+    assert left(None, step=0, total=4, stepping=0.0, since=0.0) is None
+    assert left(Pace(2.0, 1.0), step=4, total=4, stepping=8.0, since=9.0) == 0.0
+
+
+def test_an_engine_that_does_not_obey_is_ended(jobs: Jobs, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "stop", lambda: None)  # deep in a load
+    (job,) = submit(jobs, "a circle")
+    until(jobs, job.id, RUNNING)
+    jobs.cancel(LOCAL, job.id)
+    assert until(jobs, job.id, STOPPED).error == ""
+
+
+def test_a_project_deleted_under_a_running_job_leaves_no_file(jobs: Jobs, engine: Engine) -> None:
+    (job,) = submit(jobs, "a circle", owner="visitor")
+    until(jobs, job.id, RUNNING, owner="visitor")
+    disk.forget(jobs._history, "visitor")
+    engine.go.release(2)
+    (next_one,) = submit(jobs, "a ring")
+    engine.go.release(2)
+    until(jobs, next_one.id, DONE)
+    assert len(list((jobs._history.data_dir / "pictures").rglob("*.png"))) == 1

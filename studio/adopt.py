@@ -1,0 +1,184 @@
+"""Pictures without a row get one, from the recipe inside them.
+
+Knows recipes and rows. At the start: what a kill left between renaming a picture and committing its row, and the
+pictures from before there was a history. On the page: a picture from elsewhere, with the chain it carries.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from engine import chain
+from engine.types import BadRequest, EngineError, Request
+from studio import pictures
+from studio import tables as t
+from studio.history import IMAGES, History, index, revise
+from studio.rows import DONE, INTERRUPTED, LOCAL, Image, as_json, columns, fingerprint
+from studio.saving import files, make_thumb
+
+log = logging.getLogger(__name__)
+
+EARLIER = "Earlier pictures"  # the project of those that are no job's
+DETAILS = ("seconds", "peak_memory_bytes", "unknown_words", "ancestors", "dtype")  # what of a recipe has no column
+MAX_ANCESTORS = 200
+
+
+def lost(history: History) -> list[Path]:
+    """The pictures in the folder that have no row, oldest first; half-written files are removed.
+
+    To be called before anything is made: a picture that is being written would be taken for a lost one.
+    """
+    folder = history.data_dir / "pictures"
+    for half in (*folder.rglob(".*.part"), *(history.data_dir / "thumbs").rglob(".*.part")):
+        half.unlink(missing_ok=True)
+    known = set(history.store.read(lambda db: list(db.execute(sa.select(t.image.c.path)).scalars())))
+    return [p for p in sorted(folder.rglob("*.png")) if p.relative_to(history.data_dir).as_posix() not in known]
+
+
+def take_in(history: History, path: Path) -> bool:
+    """Give a lost picture its row; False for somebody else's picture, which is left alone.
+
+    The job that made it, if a kill interrupted it, is done; otherwise it goes to the project of earlier pictures.
+    """
+    try:
+        recipe = pictures.read_recipe(path)
+        request = chain.request(recipe)
+    except BadRequest as error:
+        log.info("left alone: %s", error)
+        return False
+    _take_in(history, path, recipe, request)
+    return True
+
+
+def adopt(history: History, owner: str, project: int, file: Path) -> Image:
+    """Take a picture of ours from anywhere into a project: its copy, its wordings from first to last, its row.
+
+    Returns the picture that is here already if the owner has this very file. Raises BadRequest for a picture without a
+    recipe.
+    """
+    recipe = pictures.read_recipe(file)
+    request = chain.request(recipe)
+    history.project(owner, project)
+    if here := _same_file(history, owner, file):
+        return here
+    now = datetime.now()
+    target = history.data_dir / "pictures" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S.%f}-{request.seed}.png"
+    _copy(file, target)
+    thumb = make_thumb(target, history.data_dir)
+
+    def insert(db: sa.Connection) -> int:
+        base = None
+        for link in _ancestors(recipe):
+            base = revise(db, project, link.prompt, base)
+        where = {"owner": owner, "project": project, "revision": revise(db, project, request.prompt, base), "job": None}
+        return _insert(db, history, target, thumb, recipe, request, where)
+
+    return history.image(owner, history.store.write(insert))
+
+
+def past(image: Image) -> tuple[Request, ...]:
+    """The recipes of a picture's ancestors as its file carries them, the first one first; () for one made here."""
+    return tuple(_ancestors(image.details))
+
+
+def _take_in(history: History, path: Path, recipe: Mapping[str, Any], request: Request) -> None:
+    thumb = make_thumb(path, history.data_dir)
+    same = [t.job.c[name] == value for name, value in columns(request).items()]
+    without = ~sa.exists().where(t.image.c.job == t.job.c.id)
+    interrupted = sa.select(t.job).where(t.job.c.state == INTERRUPTED, *same, without).order_by(t.job.c.id.desc())
+
+    def insert(db: sa.Connection) -> None:
+        job = db.execute(interrupted).mappings().first()
+        if job is None:
+            project = _earlier(db)
+            where = {"owner": LOCAL, "project": project, "revision": revise(db, project, request.prompt), "job": None}
+        else:
+            where = {name: job[name] for name in ("owner", "project", "revision", "parent", "op")} | {"job": job["id"]}
+            done = {"state": DONE, "error": "", "step": job["total"]}
+            db.execute(t.job.update().where(t.job.c.id == job["id"]).values(**done))
+        _insert(db, history, path, thumb, recipe, request, where)
+
+    history.store.write(insert)
+
+
+def _insert(
+    db: sa.Connection, history: History, path: Path, thumb: Path | None, recipe: Mapping[str, Any], request: Request,
+    where: dict[str, Any],
+) -> int:  # fmt: skip
+    seconds = recipe.get("seconds")
+    total = seconds.get("total") if isinstance(seconds, Mapping) else None
+    values = {
+        "parent": _parent(db, where["owner"], recipe),
+        "op": str(recipe.get("op") or "make"),
+        "fingerprint": fingerprint(request),
+        "model_hash": str(recipe.get("model_hash") or ""),
+        "backend": str(recipe.get("backend") or ""),
+        "reason": str(recipe.get("reason") or ""),
+        "seconds": float(total) if isinstance(total, int | float) else 0.0,
+        "details": as_json({name: value for name, value in recipe.items() if name in DETAILS}),
+        "created_at": path.stat().st_mtime,
+    }
+    values |= columns(request) | files(path, thumb, history.data_dir) | where
+    id = int(db.execute(t.image.insert().values(**values)).inserted_primary_key[0])  # type: ignore[index]
+    index(db, [id])
+    return id
+
+
+def _ancestors(recipe: Mapping[str, Any]) -> Iterator[Request]:
+    """Those of the recipe's ancestors that can be read; a stranger may have written anything there."""
+    given = recipe.get("ancestors")
+    for values in given[-MAX_ANCESTORS:] if isinstance(given, list) else ():
+        with contextlib.suppress(EngineError):
+            if isinstance(values, Mapping):
+                yield chain.request(values)
+
+
+def _parent(db: sa.Connection, owner: str, recipe: Mapping[str, Any]) -> int | None:
+    """The nearest ancestor that is here."""
+    for link in reversed(list(_ancestors(recipe))):
+        query = sa.select(sa.func.max(t.image.c.id)).where(
+            t.image.c.owner == owner, t.image.c.fingerprint == fingerprint(link)
+        )
+        if (found := db.execute(query).scalar()) is not None:
+            return int(found)
+    return None
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Aside and renamed, like every picture of ours."""
+    aside = target.with_name(f".{target.stem}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "rb") as source, open(aside, "xb") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+        os.replace(aside, target)
+    except OSError as error:
+        raise BadRequest(f"cannot copy {file.name} to {target} ({error.strerror or error}): free some space") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _same_file(history: History, owner: str, file: Path) -> Image | None:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    query = IMAGES.where(t.image.c.owner == owner, t.image.c.sha256 == digest).limit(1)
+    found = history.select(query)
+    return found[0] if found else None
+
+
+def _earlier(db: sa.Connection) -> int:
+    mine = sa.select(t.project.c.id).where(t.project.c.owner == LOCAL, t.project.c.name == EARLIER)
+    if (found := db.execute(mine).scalar()) is not None:
+        return int(found)
+    values = {"owner": LOCAL, "name": EARLIER, "created_at": time.time(), "used_at": 0.0}  # never the one used last
+    return int(db.execute(t.project.insert().values(**values)).inserted_primary_key[0])  # type: ignore[index]
