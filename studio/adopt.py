@@ -4,24 +4,23 @@ Knows recipes and rows. At the start: what a kill left between renaming a pictur
 pictures from before there was a history. On the page: a picture from elsewhere, with the chain it carries.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from engine import chain
-from engine.types import BadRequest, EngineError, Request
-from studio import pictures
+from engine.types import BadRequest
+from studio import modelfiles, pictures
 from studio import tables as t
 from studio.history import IMAGES, History, index, revise
+from studio.recipe import Recipe
 from studio.rows import DONE, INTERRUPTED, LOCAL, Image, as_json, columns, fingerprint
 from studio.saving import files, make_thumb
 
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 
 EARLIER = "Earlier pictures"  # the project of those that are no job's
 DETAILS = ("seconds", "peak_memory_bytes", "unknown_words", "ancestors", "dtype")  # what of a recipe has no column
-MAX_ANCESTORS = 200
 
 
 def lost(history: History) -> list[Path]:
@@ -50,49 +48,12 @@ def take_in(history: History, path: Path) -> bool:
     The job that made it, if a kill interrupted it, is done; otherwise it goes to the project of earlier pictures.
     """
     try:
-        recipe = pictures.read_recipe(path)
-        request = chain.request(recipe)
+        recipe, values = pictures.reopen(path), pictures.read_recipe(path)
     except BadRequest as error:
         log.info("left alone: %s", error)
         return False
-    _take_in(history, path, recipe, request)
-    return True
-
-
-def adopt(history: History, owner: str, project: int, file: Path) -> Image:
-    """Take a picture of ours from anywhere into a project: its copy, its wordings from first to last, its row.
-
-    Returns the picture that is here already if the owner has this very file. Raises BadRequest for a picture without a
-    recipe.
-    """
-    recipe = pictures.read_recipe(file)
-    request = chain.request(recipe)
-    history.project(owner, project)
-    if here := _same_file(history, owner, file):
-        return here
-    now = datetime.now()
-    target = history.data_dir / "pictures" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S.%f}-{request.seed}.png"
-    _copy(file, target)
-    thumb = make_thumb(target, history.data_dir)
-
-    def insert(db: sa.Connection) -> int:
-        base = None
-        for link in _ancestors(recipe):
-            base = revise(db, project, link.prompt, base)
-        where = {"owner": owner, "project": project, "revision": revise(db, project, request.prompt, base), "job": None}
-        return _insert(db, history, target, thumb, recipe, request, where)
-
-    return history.image(owner, history.store.write(insert))
-
-
-def past(image: Image) -> tuple[Request, ...]:
-    """The recipes of a picture's ancestors as its file carries them, the first one first; () for one made here."""
-    return tuple(_ancestors(image.details))
-
-
-def _take_in(history: History, path: Path, recipe: Mapping[str, Any], request: Request) -> None:
     thumb = make_thumb(path, history.data_dir)
-    same = [t.job.c[name] == value for name, value in columns(request).items()]
+    same = [t.job.c[name] == value for name, value in columns(recipe.request).items()]
     without = ~sa.exists().where(t.image.c.job == t.job.c.id)
     interrupted = sa.select(t.job).where(t.job.c.state == INTERRUPTED, *same, without).order_by(t.job.c.id.desc())
 
@@ -100,55 +61,68 @@ def _take_in(history: History, path: Path, recipe: Mapping[str, Any], request: R
         job = db.execute(interrupted).mappings().first()
         if job is None:
             project = _earlier(db)
-            where = {"owner": LOCAL, "project": project, "revision": revise(db, project, request.prompt), "job": None}
+            where = {"owner": LOCAL, "project": project, "revision": revise(db, project, recipe.request.prompt)}
         else:
-            where = {name: job[name] for name in ("owner", "project", "revision", "parent", "op")} | {"job": job["id"]}
+            where = {name: job[name] for name in ("owner", "project", "revision")} | {"job": job["id"]}
             done = {"state": DONE, "error": "", "step": job["total"]}
             db.execute(t.job.update().where(t.job.c.id == job["id"]).values(**done))
-        _insert(db, history, path, thumb, recipe, request, where)
+        _insert(db, recipe, values, where | files(path, thumb, history.data_dir), path.stat().st_mtime)
 
     history.store.write(insert)
+    return True
+
+
+def adopt(history: History, owner: str, project: int, file: Path, name: str = "") -> Image:
+    """Take a picture of ours from anywhere into a project: its copy, its wordings from first to last, its row.
+
+    Returns the picture that is here already if the owner has this very file; `name` is what sentences call it. Raises
+    BadRequest for a picture without a recipe.
+    """
+    recipe, values = pictures.reopen(file, name), pictures.read_recipe(file, name)
+    history.project(owner, project)
+    if here := _same_file(history, owner, file):
+        return here
+    now = datetime.now()
+    target = history.data_dir / "pictures" / f"{now:%Y-%m-%d}" / f"{now:%H%M%S.%f}-{recipe.request.seed}.png"
+    _copy(file, target)
+    thumb = make_thumb(target, history.data_dir)
+
+    def insert(db: sa.Connection) -> int:
+        base = None
+        for link in recipe.origin.ancestors:
+            base = revise(db, project, link.request.prompt, base)
+        revision = revise(db, project, recipe.request.prompt, base)
+        where = {"owner": owner, "project": project, "revision": revision}
+        return _insert(db, recipe, values, where | files(target, thumb, history.data_dir), time.time())
+
+    return history.image(owner, history.store.write(insert))
 
 
 def _insert(
-    db: sa.Connection, history: History, path: Path, thumb: Path | None, recipe: Mapping[str, Any], request: Request,
-    where: dict[str, Any],
+    db: sa.Connection, recipe: Recipe, values: Mapping[str, Any], where: dict[str, Any], created_at: float
 ) -> int:  # fmt: skip
-    seconds = recipe.get("seconds")
-    total = seconds.get("total") if isinstance(seconds, Mapping) else None
-    values = {
+    made = {
         "parent": _parent(db, where["owner"], recipe),
-        "op": str(recipe.get("op") or "make"),
-        "fingerprint": fingerprint(request),
-        "model_hash": str(recipe.get("model_hash") or ""),
-        "backend": str(recipe.get("backend") or ""),
-        "reason": str(recipe.get("reason") or ""),
-        "seconds": float(total) if isinstance(total, int | float) else 0.0,
-        "details": as_json({name: value for name, value in recipe.items() if name in DETAILS}),
-        "created_at": path.stat().st_mtime,
+        "op": recipe.origin.op,
+        "fingerprint": fingerprint(recipe.request),
+        "model_hash": modelfiles.combined(recipe.origin.model_files),
+        "backend": recipe.backend,
+        "reason": recipe.reason,
+        "seconds": recipe.seconds,
+        "details": as_json({name: values[name] for name in DETAILS if name in values}),
+        "created_at": created_at,
     }
-    values |= columns(request) | files(path, thumb, history.data_dir) | where
-    id = int(db.execute(t.image.insert().values(**values)).inserted_primary_key[0])  # type: ignore[index]
+    inserted = db.execute(t.image.insert().values(**columns(recipe.request), **made, **where))
+    id = int(inserted.inserted_primary_key[0])  # type: ignore[index]
     index(db, [id])
     return id
 
 
-def _ancestors(recipe: Mapping[str, Any]) -> Iterator[Request]:
-    """Those of the recipe's ancestors that can be read; a stranger may have written anything there."""
-    given = recipe.get("ancestors")
-    for values in given[-MAX_ANCESTORS:] if isinstance(given, list) else ():
-        with contextlib.suppress(EngineError):
-            if isinstance(values, Mapping):
-                yield chain.request(values)
-
-
-def _parent(db: sa.Connection, owner: str, recipe: Mapping[str, Any]) -> int | None:
+def _parent(db: sa.Connection, owner: str, recipe: Recipe) -> int | None:
     """The nearest ancestor that is here."""
-    for link in reversed(list(_ancestors(recipe))):
-        query = sa.select(sa.func.max(t.image.c.id)).where(
-            t.image.c.owner == owner, t.image.c.fingerprint == fingerprint(link)
-        )
-        if (found := db.execute(query).scalar()) is not None:
+    for link in reversed(recipe.origin.ancestors):
+        same = (t.image.c.owner == owner, t.image.c.fingerprint == fingerprint(link.request))
+        if (found := db.execute(sa.select(sa.func.max(t.image.c.id)).where(*same)).scalar()) is not None:
             return int(found)
     return None
 

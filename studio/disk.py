@@ -57,7 +57,8 @@ def usage(data_dir: Path) -> Usage:
 def purge(history: History, owner: str, ids: Sequence[int]) -> None:
     """Delete pictures in the bin for good: file, thumbnail, row, job and, where nothing else needs it, the wording.
 
-    Pictures made from them stay and become their parents' children. Raises BadRequest for one that isn't in the bin.
+    Pictures made from them stay, with the recipe of what they came from inside, and become their parents' children.
+    Raises BadRequest for one that isn't in the bin.
     """
     binned = (t.image.c.id.in_(ids), t.image.c.owner == owner, t.image.c.deleted_at.is_not(None))
 

@@ -7,7 +7,9 @@ is there takes its place, and a picture without one stands at the root.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from engine.chain import values
 from studio.history import History
+from studio.recipe import Link, read
 from studio.rows import Image
 
 
@@ -46,6 +48,15 @@ def chain(history: History, owner: str, id: int) -> tuple[Image, ...]:
         found[:0] = images = history.images(owner, [wanted])
         wanted = images[0].parent if images else None
     return tuple(found)
+
+
+def past(image: Image) -> tuple[Link, ...]:
+    """The ancestors that a picture from elsewhere brought along in its file, the first one first; they have no files.
+
+    () for a picture made here: its ancestors are pictures themselves (`chain`).
+    """
+    carried = values(image.request) | {"ancestors": image.details.get("ancestors")}
+    return read(carried, str(image.path)).origin.ancestors
 
 
 def steps_between(chain: Iterable[Image]) -> tuple[Mapping[str, object], ...]:

@@ -19,7 +19,7 @@ from engine.types import Picture
 from studio import modelfiles, pictures
 from studio import tables as t
 from studio.history import History, index
-from studio.lineage import chain
+from studio.lineage import chain, past
 from studio.recipe import Link, Origin
 from studio.rows import Job, as_json, columns, fingerprint
 
@@ -49,8 +49,10 @@ def save(saved: Saved, job: Job, history: History) -> Saved:
 def origin(picture: Picture, job: Job, history: History) -> Origin:
     """What the engine doesn't know: what was done, the chain of pictures it was done to, the hashes of the model."""
     ancestors = () if job.parent is None else chain(history, job.owner, job.parent)
-    links = tuple(Link(image.request, image.op, image.sha256) for image in ancestors)
-    return Origin(job.op, links, modelfiles.hashes(picture.request.model, history.data_dir))
+    links = [Link(image.request, image.op, image.sha256) for image in ancestors]
+    if ancestors:
+        links[:0] = past(ancestors[0])  # the first one may have come from elsewhere, with a chain of its own
+    return Origin(job.op, tuple(links), modelfiles.hashes(picture.request.model, history.data_dir))
 
 
 def make_thumb(path: Path, data_dir: Path) -> Path | None:

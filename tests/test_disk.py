@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import chain
 from engine.types import BadRequest, Picture, Request, Seconds
-from studio import adopt, disk, library, pictures
+from studio import adopt, disk, library, lineage, pictures
 from studio.history import History
 from studio.library import Filter
+from studio.recipe import UNKNOWN, Link, Origin
 from studio.rows import LOCAL
 from studio.tables import FILE
 from tests.test_history import found, history, made
@@ -33,18 +33,29 @@ def words_on_disk(history: History, word: str) -> list[str]:
 def test_purging_leaves_nothing_behind(history: History) -> None:
     root, gone, kept = made(history, "a circle"), made(history, "xylophone secret"), made(history, "a ring")
     image = history.image(LOCAL, gone)
-    child = made(history, "a small ring", parent=gone)
     with pytest.raises(BadRequest, match="in the bin"):
         disk.purge(history, LOCAL, [gone])
     history.delete(LOCAL, [gone])
     pictures.publish(image.path, history.data_dir / "cache")
     assert words_on_disk(history, "xylophone")
     disk.purge(history, LOCAL, [gone])
-    assert found(history) == [child, kept, root] and history.image(LOCAL, child).parent is None
+    assert found(history) == [kept, root]
     assert image.thumb and not image.path.exists() and not image.thumb.exists()
     assert words_on_disk(history, "xylophone") == []
     with closing(sqlite3.connect(history.data_dir / FILE)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_children_of_a_purged_picture_become_their_grandparents(history: History) -> None:
+    root = made(history, "a circle")
+    middle = made(history, "a ring", parent=root)
+    lower = made(history, "a red ring", parent=middle)
+    leaf = made(history, "a blue ring", parent=lower)
+    history.delete(LOCAL, [middle, lower])
+    disk.purge(history, LOCAL, [middle, lower])
+    assert history.image(LOCAL, leaf).parent == root
+    labels = {r.label: r.parent for r in history.revisions(LOCAL, history.last_project(LOCAL).id)}
+    assert labels == {"r1": None, "r4": history.image(LOCAL, root).revision}
 
 
 def test_a_kill_between_row_and_file_does_not_bring_a_picture_back(
@@ -86,10 +97,10 @@ def test_usage_counts_every_part(history: History) -> None:
     assert parts["history"].bytes > 4096 and disk.usage(history.data_dir).free > 0
 
 
-def loose(folder: Path, prompt: str) -> Path:
+def loose(folder: Path, prompt: str, origin: Origin = UNKNOWN) -> Path:
     request = Request(prompt, "m", 5, 16, 16, 4)
     picture = Picture(np.zeros((16, 16, 3), np.uint8), request, "fake", "because", Seconds(total=0.5), 7)
-    return pictures.save(picture, folder / f"{prompt}.png")
+    return pictures.save(picture, folder / f"{prompt}.png", origin)
 
 
 def test_pictures_from_before_the_history_are_taken_in(history: History) -> None:
@@ -107,16 +118,11 @@ def test_pictures_from_before_the_history_are_taken_in(history: History) -> None
 def test_a_picture_from_elsewhere_brings_its_chain(history: History, tmp_path: Path) -> None:
     project = history.last_project(LOCAL).id
     parent = made(history, "two circles")
-    file = loose(tmp_path, "three circles")
-    recipe = pictures.read_recipe(file)
-    links = [Request("one circle", "m", 5, 16, 16, 4), history.image(LOCAL, parent).request]
-    recipe["ancestors"] = [*map(chain.values, links), "?", {"seed": "x"}]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "recipe", lambda picture: recipe)
-        file = loose(tmp_path, "three circles")
+    links = (Link(Request("one circle", "m", 5, 16, 16, 4)), Link(history.image(LOCAL, parent).request, "vary", "abc"))
+    file = loose(tmp_path, "three circles", Origin("refine", links))
     image = adopt.adopt(history, LOCAL, project, file)
     assert image.parent == parent and image.path.read_bytes() == file.read_bytes()
-    assert adopt.past(image) == tuple(links)
+    assert (image.op, lineage.past(image)) == ("refine", links)
     assert [r.prompt for r in history.revisions(LOCAL, project)] == ["two circles", "one circle", "three circles"]
     assert adopt.adopt(history, LOCAL, project, file) == image
 
