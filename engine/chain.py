@@ -12,6 +12,7 @@ from engine.types import BadRequest, Request
 
 MAX_SEED = 2**63 - 1  # what SQLite, and a signed 64-bit generator, hold
 MAX_VARIATIONS = 32  # each costs a picture's worth of random numbers; a person stops long before
+MAX_STRETCH = 1.2  # of one side against the other, from draft to full size
 MAX_DRAFTS = 3  # a draft of a draft of a draft: sizes double, so more would not fit the largest picture
 
 # How far a gentle, a clear and a bold variation go: the strength of the new noise. What each changes in a picture is
@@ -32,6 +33,15 @@ def ancestry(request: Request) -> Iterator[Request]:
     while link is not None:
         yield link
         link = link.draft
+
+
+def fits(draft: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a draft can grow to this size: as large or larger, and stretched by little.
+
+    By little and not by nothing, because half of 1248 x 832 isn't on the model's grid: its draft is 640 x 416.
+    """
+    wider, taller = size[0] / draft[0], size[1] / draft[1]
+    return min(wider, taller) >= 1 and max(wider, taller) <= MAX_STRETCH * min(wider, taller)
 
 
 def check_seed(seed: int) -> None:
@@ -69,7 +79,7 @@ def check(request: Request) -> None:
         raise BadRequest(
             "a draft is refined by the same model with the same prompt: refine it first, then change them"
         )
-    if draft.width * height != draft.height * width or draft.width > width:
+    if not fits((draft.width, draft.height), (width, height)):
         raise BadRequest(
             f"a draft of {draft.width}x{draft.height} can't be refined to {width}x{height}: choose a size of the same "
             "shape, as large or larger"
