@@ -278,11 +278,9 @@ def test_the_reader_is_asked_what_the_caption_says() -> None:
     ring, circle = shapes.index("ring"), shapes.index("circle")
     beside = scenes.Scene("white", (red, blue), "right of")  # told from the left: the circle comes first
     expected = [colors.index("white"), 1, 2, circle, colors.index("blue"), ring, colors.index("red")]
-    assert reader.answers(beside, colored=True) == expected
-    assert reader.answers(scenes.Scene("white", (blue, red), "left of"), colored=True) == expected
-    uncolored = reader.answers(beside, colored=False)
-    assert uncolored[4] == uncolored[6] == reader.UNSAID and uncolored[3] == circle
-    group = reader.answers(scenes.Scene("black", (red, red, red)), colored=True)
+    assert reader.answers(beside) == expected
+    assert reader.answers(scenes.Scene("white", (blue, red), "left of")) == expected
+    group = reader.answers(scenes.Scene("black", (red, red, red)))
     assert group == [colors.index("black"), 2, 0, ring, colors.index("red"), reader.UNSAID, reader.UNSAID]
 
 

@@ -1,11 +1,11 @@
 """English captions of a scene, with the variation people type: articles, digits, synonyms, order, background or not.
 
-A caption may leave out the things' colour (any will do) and, where it is white, the background. Knows no pixels.
+A caption may leave out a white background, and the colour of things that have the one they get unasked. No pixels here.
 """
 
 import numpy as np
 
-from engine.seedling.scenes import COLORS, MIRROR, SHAPES, Scene
+from engine.seedling.scenes import COLORS, MIRROR, SHAPES, Scene, Thing, unsaid_color
 
 PREFIXES = (
     "", "", "", "", "a picture of ", "an image of ", "a photo of ", "a drawing of ", "draw ", "show me ", "i want ",
@@ -43,48 +43,42 @@ def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def noun(rng: np.random.Generator, shape: str, color: str | None) -> str:
-    """ "red circle"; `color` None leaves the colour out."""
-    name = _pick(rng, NAMES.get(shape, (shape,)))
-    return f"{_color(rng, color)} {name}" if color else name
+def noun(rng: np.random.Generator, thing: Thing, told: bool) -> str:
+    """ "red circle"; without its colour where that is not told."""
+    name = _pick(rng, NAMES.get(thing.shape, (thing.shape,)))
+    return f"{_color(rng, thing.color)} {name}" if told else name
 
 
-def one(rng: np.random.Generator, shape: str, color: str | None) -> str:
-    words = noun(rng, shape, color)
+def one(rng: np.random.Generator, thing: Thing, told: bool) -> str:
+    words = noun(rng, thing, told)
     return f"one {words}" if rng.random() < 0.08 else article(words)
 
 
-def things_caption(rng: np.random.Generator, scene: Scene, colored: bool) -> str:
+def things_caption(rng: np.random.Generator, scene: Scene) -> str:
     """What is in the scene, without prefix and background."""
-    first, color = scene.things[0], scene.things[0].color if colored else None
+    silent = rng.random() < 0.8  # of the colours that go without saying
+    told = [not silent or thing.color != unsaid_color(scene.background) for thing in scene.things]
+    first = scene.things[0]
     if not scene.relation:
         if len(scene.things) == 1:
-            return one(rng, first.shape, color)
-        return f"{_pick(rng, COUNTS[len(scene.things)])} {noun(rng, first.shape, color)}s"
+            return one(rng, first, told[0])
+        return f"{_pick(rng, COUNTS[len(scene.things)])} {noun(rng, first, told[0])}s"
     second, relation = scene.things[1], scene.relation
     if rng.random() < 0.5:  # the same scene told from the other side
         first, second, relation = second, first, MIRROR[relation]
-    a = one(rng, first.shape, first.color if colored else None)
-    b = one(rng, second.shape, second.color if colored else None)
-    return a + _pick(rng, BETWEEN[relation]).format(b=b)
+        told.reverse()
+    return one(rng, first, told[0]) + _pick(rng, BETWEEN[relation]).format(b=one(rng, second, told[1]))
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
     """One way to ask for `scene`."""
-    return caption_and_colored(rng, scene)[0]
-
-
-def caption_and_colored(rng: np.random.Generator, scene: Scene) -> tuple[str, bool]:
-    """One way to ask for `scene`, and whether it says the things' colours."""
-    same_shape = bool(scene.relation) and scene.things[0].shape == scene.things[1].shape
-    colored = same_shape or rng.random() < 0.75
-    text = _pick(rng, PREFIXES) + things_caption(rng, scene, colored)
+    text = _pick(rng, PREFIXES) + things_caption(rng, scene)
     if scene.background != "white" or rng.random() < 0.25:
         color = _color(rng, scene.background)
         if rng.random() < 0.07:
-            return f"{color} background, {text}", colored
+            return f"{color} background, {text}"
         text += _pick(rng, BACKGROUNDS).format(a=article(color), c=color)
-    return text, colored
+    return text
 
 
 def vocabulary() -> frozenset[str]:

@@ -18,7 +18,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from engine.prompt import template
 from engine.seedling import parallel, quantize
-from engine.seedling.captions import caption_and_colored
+from engine.seedling.captions import caption
 from engine.seedling.checkpoint import Run
 from engine.seedling.scenes import COLORS, SHAPES, Scene, training_scene
 from engine.seedling.tokenizer import VOCABULARY_SIZE
@@ -74,8 +74,8 @@ def behind_the_prompt(ids: Tensor, end: int) -> Tensor:
     return (ids == end).cumsum(1) > 0
 
 
-def answers(scene: Scene, colored: bool) -> list[int]:
-    """The right answer to each question of ANSWERS, UNSAID where the caption leaves it open."""
+def answers(scene: Scene) -> list[int]:
+    """The right answer to each question of ANSWERS, UNSAID about the second thing of a group."""
     things = [(SHAPES.index(t.shape), list(COLORS).index(t.color)) for t in scene.things]
     layout = {"": "", "and": "and", "left of": "beside", "right of": "beside"}.get(scene.relation, "stacked")
     if scene.relation in ("right of", "below"):
@@ -83,9 +83,8 @@ def answers(scene: Scene, colored: bool) -> list[int]:
     elif scene.relation in ("", "and"):
         things.sort()
     (shape, color), (other, another) = things[0], things[1] if scene.relation else (UNSAID, UNSAID)
-    said = [color, another] if colored else [UNSAID, UNSAID]
     background = list(COLORS).index(scene.background)
-    return [background, len(scene.things) - 1, LAYOUTS.index(layout), shape, said[0], other, said[1]]
+    return [background, len(scene.things) - 1, LAYOUTS.index(layout), shape, color, other, another]
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,8 @@ def train(run: Run, settings: ReaderTraining, tokenizer: Tokenizer) -> Iterator[
     for step in range(start, settings.steps):
         rng = np.random.default_rng((settings.seed, step, parallel.rank(), 7))
         scenes = [training_scene(rng) for _ in range(settings.batch)]
-        told = [caption_and_colored(rng, scene) for scene in scenes]
-        wanted = torch.tensor([answers(s, colored) for s, (_, colored) in zip(scenes, told, strict=True)])
-        ids, mask = text([words for words, _ in told])
+        wanted = torch.tensor([answers(scene) for scene in scenes])
+        ids, mask = text([caption(rng, scene) for scene in scenes])
         states = encode(model["encoder"], ids, mask)
         row, place = behind_the_prompt(ids, end).nonzero(as_tuple=True)
         given, wanted = model["head"](states[row, place]).split(list(ANSWERS.values()), dim=1), wanted[row]

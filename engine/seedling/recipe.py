@@ -32,8 +32,8 @@ class Recipe:
     vae_steps: int = 1600
     reader_steps: int = 1000
     examples: int = 20_000
-    base_steps: int = 6600
-    branch_steps: int = 1500
+    base_steps: int = 3800
+    branch_steps: int = 1400
     batch: int = 16
     compiled: bool = False
 

@@ -22,6 +22,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 248),
     "gray": (134, 138, 142),
 }
+UNSAID_COLOR = "gray"  # what things are where nobody says a colour, as the background then is white; see `unsaid_color`
 RELATIONS = ("and", "left of", "right of", "above", "below")
 MIRROR = {"and": "and", "left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -120,17 +121,30 @@ def other_color(rng: np.random.Generator, *taken: str) -> str:
     return free[rng.integers(len(free))]
 
 
+def unsaid_color(background: str) -> str:
+    """The colour of a thing that was asked for without one: gray, or white where the background is gray.
+
+    No held-out pair has either colour. With any colour at all instead, a model must choose one from the noise, and in
+    four steps it mixed them.
+    """
+    return "white" if background == UNSAID_COLOR else UNSAID_COLOR
+
+
 def random_scene(rng: np.random.Generator) -> Scene:
-    """One scene of the world, held-out ones included."""
+    """One scene of the world, held-out ones included. A quarter can be told without any colour of things."""
     background = "white" if rng.random() < 0.3 else list(COLORS)[rng.integers(10)]
-    shape, color = SHAPES[rng.integers(4)], other_color(rng, background)
+    plain = rng.random() < 0.25
+
+    def thing() -> tuple[str, str]:
+        return SHAPES[rng.integers(4)], unsaid_color(background) if plain else other_color(rng, background)
+
+    first = thing()
     if rng.random() < 0.55:
-        return draw_group(rng, shape, color, int(rng.choice([1, 2, 3, 4], p=[0.4, 0.2, 0.2, 0.2])), background)
-    second = (SHAPES[rng.integers(4)], other_color(rng, background))
-    if second == (shape, color):  # "a red circle and a red circle" is "two red circles"
-        second = (shape, other_color(rng, background, color))
+        return draw_group(rng, *first, int(rng.choice([1, 2, 3, 4], p=[0.4, 0.2, 0.2, 0.2])), background)
+    while (second := thing()) == first:  # "a red circle and a red circle" is "two red circles"
+        pass
     relation = RELATIONS[rng.choice(5, p=[0.24, 0.19, 0.19, 0.19, 0.19])]
-    return draw_pair(rng, (shape, color), relation, second, background)
+    return draw_pair(rng, first, relation, second, background)
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
