@@ -324,6 +324,11 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(actions, "remove", terminal.remove_model)
     command.add_argument("model", metavar="ID", help="an installed model's id")
 
+    command = _command(commands, "pack", terminal.pack)
+    command.add_argument("source", metavar="SRC", help="a dense transformer folder, or a model folder with one in it")
+    command.add_argument("target", metavar="DST", help="the folder to make")
+    command.add_argument("--bits", type=int, required=True, metavar="1|2", help="1: binary, 2: ternary")
+
     _command(commands, "doctor", doctor, engine=True)
 
     command = _command(commands, "bench", bench, engine=True)

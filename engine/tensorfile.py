@@ -8,7 +8,7 @@ memory at once, which for these models is all of it. Knows nothing of packs, lay
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ DTYPES = {
 ITEM_BYTES = {name: np.dtype(kind).itemsize for name, kind in DTYPES.items()}
 BLOCK = 8 << 20  # bytes read at once where a tensor is copied as it is
 Part = np.ndarray | bytes | memoryview
+
+
+def widened(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values as they lie in a file, of the safetensors `dtype` F32, F16 or BF16, as float32."""
+    return lowbit.from_bfloat16(values) if dtype == "BF16" else values.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,10 @@ class Tensors(Mapping[str, TensorInfo]):
         info = self._infos[name]
         return np.frombuffer(b"".join(self.blocks(name)), DTYPES[info.dtype]).reshape(info.shape)
 
+    def floats(self, name: str) -> np.ndarray:
+        """A tensor of F32, F16 or BF16 as float32, in memory of its own."""
+        return widened(self.read(name), self._infos[name].dtype)
+
     def blocks(self, name: str) -> Iterator[bytes]:
         """The tensor's bytes, some megabytes at a time."""
         info = self._infos[name]
@@ -140,20 +149,34 @@ def size_of(entries: Sequence[Entry], metadata: Mapping[str, str] | None = None)
 
 
 def write(file: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write `file` and return its record {"bytes": .., "sha256": ..}. Only one part is in memory at a time.
+    """Write `file` and return its record {"bytes": .., "sha256": ..}; raises as `stream` does."""
+    writing = stream(file, entries, metadata)
+    while True:
+        try:
+            next(writing)
+        except StopIteration as end:
+            return dict(end.value)
 
-    Raises EngineError where a tensor yields other than its shape's bytes; OSError as the system says it.
+
+def stream(
+    file: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None
+) -> Generator[int, None, dict[str, Any]]:
+    """Write `file`, yielding the bytes of each part when it is written; returns the record {"bytes", "sha256"}.
+
+    Only one part is in memory at a time. Raises EngineError where a tensor yields other than its shape's bytes; OSError
+    as the system says it.
     """
     digest, total = hashlib.sha256(), 0
     start, ordered = header(entries, metadata)
-    with file.open("wb") as stream:
+    with file.open("wb") as out:
         for entry in (None, *ordered):
             written = 0
             for part in entry.parts() if entry else (start,):
                 data = np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else part
-                stream.write(data)
+                out.write(data)
                 digest.update(data)
                 written += len(data)
+                yield len(data)
             if entry and written != entry.nbytes:
                 raise EngineError(f"tensor {entry.name} gave {written} bytes for {file} instead of {entry.nbytes}")
             total += written

@@ -87,6 +87,37 @@ def remove_model(args: argparse.Namespace) -> Facts:
     return {"model": args.model, "freed_bytes": freed}
 
 
+def pack(args: argparse.Namespace) -> Facts:
+    """Compress a dense transformer folder into 1- or 2-bit codes, and report what it cost."""
+    from engine import compress
+    from engine.compress import Compressed
+
+    line, done = _Line(), None
+    with closing(compress.compress(Path(args.source), Path(args.target), args.bits)) as steps:
+        for step in steps:
+            if isinstance(step, Compressed):
+                done = step
+            else:
+                line.show(step)
+    line.end()
+    assert done is not None
+    for layer in done.layers:
+        print(f"{layer.relative_error:.4f}  {layer.name} {list(layer.shape)}")
+    print(f"{done.relative_error:.4f}  relative error of all packed weights together")
+    print(f"{'component':<24}{'bytes before':>16}{'after':>16}")
+    for name, (before, after) in done.sizes.items():
+        print(f"{name:<24}{before:>16,}{after:>16,}")
+    print(f"{done.variant}, {done.bits} bits in groups of {compress.GROUP}: {done.folder}")
+    return {
+        "source": args.source,
+        "path": str(done.folder),
+        "bits": done.bits,
+        "bytes": {name: {"before": before, "after": after} for name, (before, after) in done.sizes.items()},
+        "relative_error": done.relative_error,
+        "layers": [asdict(layer) for layer in done.layers],
+    }
+
+
 def _installed(installed: "Installed") -> Facts:
     from engine.transfer import size
 
