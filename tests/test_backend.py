@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from engine import plan
+from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
 from engine.torch_backend import backend as backend_module
 from engine.torch_backend.backend import Model, TorchBackend
-from engine.torch_backend.text_encoder import EmbeddingCache
 from engine.types import BadRequest, Cancelled, EngineError, Picture, Request, Step
 from tests.packs.writers import Dims, write_pack
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from engine import catalog, plan, prompt, schedule
+from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.latents import Recent, begin, enlarge
 from engine.packs import Pack, open_pack
 from engine.torch_backend import linear
-from engine.torch_backend.text_encoder import EmbeddingCache, TextEncoder
+from engine.torch_backend.text_encoder import TextEncoder
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.torch_backend.vae import PictureDecoder
 from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
@@ -64,7 +65,7 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.pack = open_pack(folder)
         self.tokenizer = prompt.Tokenizer(self.pack.tokenizer)
-        self.embeddings = EmbeddingCache()
+        self.embeddings: EmbeddingCache[Tensor] = EmbeddingCache()
         self.recent = Recent()
         self.weights: Weights | None = None
 

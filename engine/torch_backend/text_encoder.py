@@ -3,7 +3,6 @@
 It knows no prompt and no template (engine/prompt.py does). transformers is imported when an encoder is made.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 from engine.packs import Component
 from engine.torch_backend import linear
 from engine.types import EngineError
-
-CACHE_BYTES = 64 * 2**20  # four prompts of the 4B model in float32
 
 
 class TextEncoder:
@@ -71,22 +68,3 @@ class TextEncoder:
             return torch.cat([self._states[number] for number in self.hidden_states], dim=-1)
         finally:
             self._states.clear()
-
-
-class EmbeddingCache:
-    """The last prompts' embeddings, the least recently used dropped first, so that another seed costs no encoding."""
-
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
-
-    def get(self, prompt: str) -> Tensor | None:
-        if prompt in self._embeddings:
-            self._embeddings.move_to_end(prompt)
-        return self._embeddings.get(prompt)
-
-    def put(self, prompt: str, embedding: Tensor) -> None:
-        """Keeps `embedding`, even when it alone is over the bound."""
-        self._embeddings[prompt] = embedding
-        while len(self._embeddings) > 1 and sum(kept.nbytes for kept in self._embeddings.values()) > self.max_bytes:
-            self._embeddings.popitem(last=False)

@@ -1,0 +1,373 @@
+"""The FLUX.2 transformer in MLX, for inference: image and text tokens in, velocity out.
+
+It knows nothing of packs, quantisation, schedules or pictures. Class, attribute and parameter names are diffusers', so
+released tensors load by name, and the torch twin lines up with this file class by class. Guidance embeddings, reference
+images and training are left out: the models here are distilled and text-only.
+
+Shapes: B pictures, L text tokens, S image tokens, T = L + S, D = heads * head_dim. B is 1: then a norm's modulation is
+mx.fast.layer_norm's own weight and bias, one kernel instead of three.
+Formulas: arXiv 2302.05442 (parallel blocks), 2104.09864 (rotary positions), 2212.09748 (adaptive layer norm).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from engine.mlx_backend import linear
+from engine.mlx_backend.fused import gated, rotate, silu, swiglu
+from engine.types import EngineError
+
+TIMESTEP_SCALE = 1000.0  # sigma is 0..1; the sinusoids were made for 0..1000
+TIMESTEP_MAX_PERIOD = 10_000.0
+CONFIG_KEYS = frozenset({
+    "in_channels", "out_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads",
+    "joint_attention_dim", "timestep_guidance_channels", "mlp_ratio", "axes_dims_rope", "rope_theta", "eps",
+})  # fmt: skip
+
+
+class Rotary(NamedTuple):
+    """The angles of every token: cosines float32 [T, 1, head_dim / 2, 1], sines [.., 2] with the signs (-, +)."""
+
+    cos: mx.array
+    sin: mx.array
+
+
+class Flux2PosEmbed(nn.Module):
+    """Four-axis positions (time, row, column, text index) [T, 4] -> Rotary."""
+
+    def __init__(self, theta: int, axes_dim: Sequence[int]) -> None:
+        super().__init__()
+        self.theta = theta
+        self.axes_dim = tuple(axes_dim)  # a list would pass for parameters
+
+    def __call__(self, ids: np.ndarray) -> Rotary:
+        angles = []
+        for axis, dim in enumerate(self.axes_dim):
+            # float64, which a Metal GPU hasn't: in float32 an angle of many radians would lose the digits that matter
+            exponent = np.arange(0, dim, 2, dtype=np.float64) / dim
+            angles.append(np.outer(ids[:, axis].astype(np.float64), self.theta**-exponent))
+        angle = np.concatenate(angles, axis=-1)[:, None, :, None]
+        sin = np.sin(angle)
+        return Rotary(
+            mx.array(np.cos(angle).astype(np.float32)),
+            mx.array(np.concatenate((-sin, sin), axis=-1).astype(np.float32)),
+        )
+
+
+def apply_rotary_emb(x: mx.array, rotary: Rotary) -> mx.array:
+    """Turn each neighbouring pair of features by its token's angle: x [B, T, heads, head_dim] in and out."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return rotate(pairs, pairs[..., ::-1], rotary.cos, rotary.sin).reshape(x.shape)
+
+
+def attention(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
+    """Full attention, padding included, as in training: three [B, T, heads, head_dim] -> [B, T, D]."""
+    by_head = (part.transpose(0, 2, 1, 3) for part in (query, key, value))
+    out = mx.fast.scaled_dot_product_attention(*by_head, scale=query.shape[-1] ** -0.5)
+    return out.transpose(0, 2, 1, 3).flatten(2)
+
+
+class Flux2SwiGLU(nn.Module):
+    """silu(first half) * second half: [.., 2 M] -> [.., M]."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return swiglu(*mx.split(x, 2, axis=-1))
+
+
+class Flux2FeedForward(nn.Module):
+    def __init__(self, dim: int, mult: float) -> None:
+        super().__init__()
+        hidden = int(dim * mult)
+        self.linear_in = nn.Linear(dim, hidden * 2, bias=False)
+        self.act_fn = Flux2SwiGLU()
+        self.linear_out = nn.Linear(hidden, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_out(self.act_fn(self.linear_in(x)))
+
+
+class Flux2Attention(nn.Module):
+    """Joint attention of the double blocks: each stream has its own projections, both attend to both."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        inner = heads * head_dim
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_k = nn.Linear(dim, inner, bias=False)
+        self.to_v = nn.Linear(dim, inner, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=eps)
+        self.norm_k = nn.RMSNorm(head_dim, eps=eps)
+        self.to_out = [nn.Linear(inner, dim, bias=False)]  # a list of one: released as `to_out.0`
+        self.add_q_proj = nn.Linear(dim, inner, bias=False)
+        self.add_k_proj = nn.Linear(dim, inner, bias=False)
+        self.add_v_proj = nn.Linear(dim, inner, bias=False)
+        self.norm_added_q = nn.RMSNorm(head_dim, eps=eps)
+        self.norm_added_k = nn.RMSNorm(head_dim, eps=eps)
+        self.to_add_out = nn.Linear(inner, dim, bias=False)
+
+    def __call__(
+        self, hidden_states: mx.array, encoder_hidden_states: mx.array, rotary: Rotary
+    ) -> tuple[mx.array, mx.array]:
+        """Image [B, S, D] and text [B, L, D] -> the same two, attended. Text comes first in the joint sequence."""
+        projected = linear.side_by_side(hidden_states, self.to_q, self.to_k, self.to_v)
+        query, key, value = (mx.unflatten(part, -1, (-1, self.head_dim)) for part in projected)
+        projected = linear.side_by_side(encoder_hidden_states, self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        text_query, text_key, text_value = (mx.unflatten(part, -1, (-1, self.head_dim)) for part in projected)
+        query, key = self.norm_q(query), self.norm_k(key)
+        text_query, text_key = self.norm_added_q(text_query), self.norm_added_k(text_key)
+        out = attention(
+            apply_rotary_emb(mx.concatenate([text_query, query], axis=1), rotary),
+            apply_rotary_emb(mx.concatenate([text_key, key], axis=1), rotary),
+            mx.concatenate([text_value, value], axis=1),
+        )
+        text, image = mx.split(out, (encoder_hidden_states.shape[1],), axis=1)
+        return self.to_out[0](image), self.to_add_out(text)
+
+
+class Flux2ParallelSelfAttention(nn.Module):
+    """Attention and feed-forward side by side, with one projection in and one out (the single blocks)."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.inner_dim = heads * head_dim
+        self.mlp_hidden_dim = int(dim * mlp_ratio)
+        self.to_qkv_mlp_proj = nn.Linear(dim, self.inner_dim * 3 + self.mlp_hidden_dim * 2, bias=False)
+        self.mlp_act_fn = Flux2SwiGLU()
+        self.norm_q = nn.RMSNorm(head_dim, eps=eps)
+        self.norm_k = nn.RMSNorm(head_dim, eps=eps)
+        self.to_out = nn.Linear(self.inner_dim + self.mlp_hidden_dim, dim, bias=False)
+
+    def __call__(self, hidden_states: mx.array, rotary: Rotary) -> mx.array:
+        qkv, mlp = mx.split(self.to_qkv_mlp_proj(hidden_states), (self.inner_dim * 3,), axis=-1)
+        query, key, value = (mx.unflatten(part, -1, (-1, self.head_dim)) for part in mx.split(qkv, 3, axis=-1))
+        query = apply_rotary_emb(self.norm_q(query), rotary)
+        key = apply_rotary_emb(self.norm_k(key), rotary)
+        return self.to_out(mx.concatenate([attention(query, key, value), self.mlp_act_fn(mlp)], axis=-1))
+
+
+class Modulation(NamedTuple):
+    """What the timestep does to one sub-block, each [B, 1, D]: gate * f((1 + scale) * norm(x) + shift)."""
+
+    shift: mx.array
+    scale: mx.array
+    gate: mx.array
+
+
+class Flux2Modulation(nn.Module):
+    """Timestep embedding [B, D] -> one Modulation per sub-block. All blocks of a kind share it."""
+
+    def __init__(self, dim: int, mod_param_sets: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim * 3 * mod_param_sets, bias=False)
+        self.mod_param_sets = mod_param_sets
+
+    def __call__(self, temb: mx.array) -> tuple[Modulation, ...]:
+        parts = mx.split(self.linear(silu(temb))[:, None], 3 * self.mod_param_sets, axis=-1)
+        return tuple(Modulation(*parts[3 * i : 3 * i + 3]) for i in range(self.mod_param_sets))
+
+
+def modulate(norm: nn.LayerNorm, x: mx.array, modulation: Modulation) -> mx.array:
+    return mx.fast.layer_norm(x, (1 + modulation.scale).flatten(), modulation.shift.flatten(), norm.eps)
+
+
+class Flux2TransformerBlock(nn.Module):
+    """A double block: image and text keep their own weights and meet in the attention."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, affine=False, eps=eps)
+        self.norm1_context = nn.LayerNorm(dim, affine=False, eps=eps)
+        self.attn = Flux2Attention(dim, heads, head_dim, eps)
+        self.norm2 = nn.LayerNorm(dim, affine=False, eps=eps)
+        self.ff = Flux2FeedForward(dim, mlp_ratio)
+        self.norm2_context = nn.LayerNorm(dim, affine=False, eps=eps)
+        self.ff_context = Flux2FeedForward(dim, mlp_ratio)
+
+    def __call__(
+        self,
+        hidden_states: mx.array,
+        encoder_hidden_states: mx.array,
+        mod_img: tuple[Modulation, ...],
+        mod_txt: tuple[Modulation, ...],
+        rotary: Rotary,
+    ) -> tuple[mx.array, mx.array]:
+        """Image [B, S, D] and text [B, L, D] -> the same two."""
+        (img_attn, img_ff), (txt_attn, txt_ff) = mod_img, mod_txt
+        image, text = self.attn(
+            modulate(self.norm1, hidden_states, img_attn),
+            modulate(self.norm1_context, encoder_hidden_states, txt_attn),
+            rotary,
+        )
+        hidden_states = gated(hidden_states, img_attn.gate, image)
+        encoder_hidden_states = gated(encoder_hidden_states, txt_attn.gate, text)
+        image = self.ff(modulate(self.norm2, hidden_states, img_ff))
+        text = self.ff_context(modulate(self.norm2_context, encoder_hidden_states, txt_ff))
+        return gated(hidden_states, img_ff.gate, image), gated(encoder_hidden_states, txt_ff.gate, text)
+
+
+class Flux2SingleTransformerBlock(nn.Module):
+    """A single block: text and image as one sequence [B, T, D] with shared weights."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, affine=False, eps=eps)
+        self.attn = Flux2ParallelSelfAttention(dim, heads, head_dim, mlp_ratio, eps)
+
+    def __call__(self, hidden_states: mx.array, mod: tuple[Modulation, ...], rotary: Rotary) -> mx.array:
+        (single,) = mod
+        return gated(hidden_states, single.gate, self.attn(modulate(self.norm, hidden_states, single), rotary))
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, dim, bias=False)
+        self.linear_2 = nn.Linear(dim, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_2(silu(self.linear_1(x)))
+
+
+class Flux2TimestepGuidanceEmbeddings(nn.Module):
+    """Sigma [B] -> [B, D], through sinusoids with the cosines first."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.timestep_embedder = TimestepEmbedding(in_channels, dim)
+
+    def __call__(self, timestep: mx.array, dtype: mx.Dtype) -> mx.array:
+        half = self.in_channels // 2
+        index = mx.arange(half, dtype=mx.float32)
+        # float32 until the sinusoids are made: in bfloat16 a timestep of 958 would be read as 960
+        angle = TIMESTEP_SCALE * timestep[:, None] * mx.exp(-math.log(TIMESTEP_MAX_PERIOD) * index / half)
+        return self.timestep_embedder(mx.concatenate([mx.cos(angle), mx.sin(angle)], axis=-1).astype(dtype))
+
+
+class AdaLayerNormContinuous(nn.Module):
+    """The last norm. Its linear gives (scale, shift) in this order; Black Forest Labs' own file has them swapped."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim * 2, bias=False)
+        self.norm = nn.LayerNorm(dim, affine=False, eps=eps)
+
+    def __call__(self, x: mx.array, temb: mx.array) -> mx.array:
+        scale, shift = mx.split(self.linear(silu(temb))[:, None], 2, axis=-1)
+        return mx.fast.layer_norm(x, (1 + scale).flatten(), shift.flatten(), self.norm.eps)
+
+
+class Flux2Transformer2DModel(nn.Module):
+    """Made by `from_config`; tensors are assigned afterwards, and MLX never computes those it would begin with."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int | None,
+        num_layers: int,
+        num_single_layers: int,
+        attention_head_dim: int,
+        num_attention_heads: int,
+        joint_attention_dim: int,
+        timestep_guidance_channels: int,
+        mlp_ratio: float,
+        axes_dims_rope: Sequence[int],
+        rope_theta: int,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        block = (dim, num_attention_heads, attention_head_dim, mlp_ratio, eps)
+        self.pos_embed = Flux2PosEmbed(rope_theta, axes_dims_rope)
+        self.time_guidance_embed = Flux2TimestepGuidanceEmbeddings(timestep_guidance_channels, dim)
+        self.double_stream_modulation_img = Flux2Modulation(dim, mod_param_sets=2)
+        self.double_stream_modulation_txt = Flux2Modulation(dim, mod_param_sets=2)
+        self.single_stream_modulation = Flux2Modulation(dim, mod_param_sets=1)
+        self.x_embedder = nn.Linear(in_channels, dim, bias=False)
+        self.context_embedder = nn.Linear(joint_attention_dim, dim, bias=False)
+        self.transformer_blocks = [Flux2TransformerBlock(*block) for _ in range(num_layers)]
+        self.single_transformer_blocks = [Flux2SingleTransformerBlock(*block) for _ in range(num_single_layers)]
+        self.norm_out = AdaLayerNormContinuous(dim, eps)
+        self.proj_out = nn.Linear(dim, out_channels or in_channels, bias=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Flux2Transformer2DModel":
+        """`config` is the released config.json; keys that inference does not need are ignored.
+
+        Raises EngineError when a needed key is missing, or for a model of another kind (guidance, patches).
+        """
+        missing = sorted(CONFIG_KEYS - config.keys())
+        if missing:
+            raise EngineError(f"the transformer's config.json lacks {', '.join(missing)}; fetch or copy the pack again")
+        if config.get("guidance_embeds") or config.get("patch_size", 1) != 1:
+            raise EngineError(
+                "the transformer's config.json asks for guidance_embeds or a patch_size other than 1, which Niwaki "
+                "does not run; use a FLUX.2 Klein or Bonsai Image model"
+            )
+        return cls(**{key: config[key] for key in CONFIG_KEYS})
+
+    def __call__(
+        self,
+        hidden_states: mx.array,
+        encoder_hidden_states: mx.array,
+        timestep: mx.array,
+        img_ids: np.ndarray,
+        txt_ids: np.ndarray,
+        check: Callable[[], None],
+    ) -> mx.array:
+        """Velocity [B, S, C] at noise level `timestep` (sigma, 0..1, float32 [B]).
+
+        hidden_states [B, S, C] and encoder_hidden_states [B, L, joint_attention_dim] in the weights' dtype; img_ids
+        [S, 4] and txt_ids [L, 4] integer positions. `check` is called before every block; what it raises ends the work.
+        """
+        temb = self.time_guidance_embed(timestep, hidden_states.dtype)
+        mod_img = self.double_stream_modulation_img(temb)
+        mod_txt = self.double_stream_modulation_txt(temb)
+        mod_single = self.single_stream_modulation(temb)
+        rotary = self.pos_embed(np.concatenate((txt_ids, img_ids)))
+
+        queue = Queue()
+        hidden_states = self.x_embedder(hidden_states)
+        encoder_hidden_states = self.context_embedder(encoder_hidden_states)
+        for block in self.transformer_blocks:
+            check()
+            hidden_states, encoder_hidden_states = block(hidden_states, encoder_hidden_states, mod_img, mod_txt, rotary)
+            queue.put(hidden_states, encoder_hidden_states)
+        text_tokens = encoder_hidden_states.shape[1]
+        hidden_states = mx.concatenate([encoder_hidden_states, hidden_states], axis=1)
+        for single in self.single_transformer_blocks:
+            check()
+            hidden_states = single(hidden_states, mod_single, rotary)
+            queue.put(hidden_states)
+        return self.proj_out(self.norm_out(hidden_states[:, text_tokens:], temb))
+
+
+class Queue:
+    """Keeps the device busy and the work short: a block starts when it is put, and is waited for when the next is.
+
+    MLX computes nothing until it is asked: without this a cancel would wait for the whole step.
+    """
+
+    def __init__(self) -> None:
+        self._running: tuple[mx.array, ...] = ()
+
+    def put(self, *results: mx.array) -> None:
+        mx.async_eval(*results)
+        mx.eval(*self._running)
+        self._running = results
+
+
+def token_ids(length: int, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (img_ids [rows * columns, 4], txt_ids [length, 4]) on the axes (time, row, column, text index)."""
+    rows, columns = grid
+    zero = np.zeros(1, dtype=np.int64)
+    img = np.stack(np.meshgrid(zero, np.arange(rows), np.arange(columns), zero, indexing="ij"), axis=-1)
+    txt = np.stack(np.meshgrid(zero, zero, zero, np.arange(length), indexing="ij"), axis=-1)
+    return img.reshape(-1, 4), txt.reshape(-1, 4)
