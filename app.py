@@ -175,7 +175,7 @@ def doctor(args: argparse.Namespace) -> Facts:
     """What hardware, which backend, which model, how much memory, and why."""
     import platform
 
-    from engine import catalog
+    from engine import catalog, measured
     from engine.hardware import detect
     from engine.packs import open_pack
     from engine.plan import plan
@@ -187,7 +187,7 @@ def doctor(args: argparse.Namespace) -> Facts:
 
     hardware, data = detect(), data_dir(args.data)
     model = args.model or catalog.default_id(data)
-    packages = [d for d in map(_version, ("torch", "diffusers", "transformers", "gradio")) if d]
+    packages = [_version(package) for package in ("torch", "diffusers", "transformers", "mlx", "gradio")]
     row("hardware", hardware.reason)
     row("python", f"{platform.python_version()} on {platform.platform()}; {', '.join(packages)}")
     row("data", data)
@@ -197,6 +197,8 @@ def doctor(args: argparse.Namespace) -> Facts:
     row("model", f"{_who(model, pack)}: {pack.notes.label}, {pack.variant}, {pack.folder}")
     row("backend", f"{decided.backend} on {decided.device} in {decided.dtype}")
     row("why", decided.why)
+    for finding in measured.recall(data).values():
+        row("measured", finding["sentence"])
     return {
         "hardware": {"kind": hardware.kind, "name": hardware.name, "memory_bytes": hardware.memory_bytes},
         "backend": decided.backend,

@@ -33,8 +33,9 @@ def run(
     """One cold picture, then `runs` warm ones; `size` and `steps` None: as the pack declares.
 
     `load_s` is all that comes before the first picture's encoding: starting the process, imports, reading weights.
-    `mean_active_memory_bytes` is the engine process's resident memory (Python, torch and mapped weights included)
-    averaged over the warm pictures, None where it can't be told (CUDA, and systems without /proc).
+    `mean_active_memory_bytes`, averaged over the warm pictures: with MLX the bytes of its arrays, else the engine
+    process's resident memory (Python, torch and mapped weights included), None where it can't be told (CUDA, and
+    systems without /proc).
     Raises BadRequest for impossible values.
     """
     if not 1 <= runs <= MAX_RUNS:
@@ -68,9 +69,15 @@ def run(
         "decode_s": _median([picture.seconds.decode for picture in warm]),
         "load_s": round(load, 4),
         "peak_memory_bytes": max(picture.peak_memory_bytes for picture in [cold, *warm]),
-        "mean_active_memory_bytes": round(statistics.fmean(samples)) if samples and decided.device == "cpu" else None,
+        "mean_active_memory_bytes": _mean_memory(warm, samples if decided.device == "cpu" else []),
         "weights_bytes": weights_on_disk(pack),
     }
+
+
+def _mean_memory(pictures: list[Picture], resident: list[int]) -> int | None:
+    """The backend's own mean, if it takes one (MLX does, over its arrays alone), else that of the process."""
+    own = [picture.mean_memory_bytes for picture in pictures if picture.mean_memory_bytes]
+    return round(statistics.fmean(own or resident)) if own or resident else None
 
 
 def weights_on_disk(pack: Pack) -> dict[str, int]:

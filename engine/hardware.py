@@ -53,6 +53,8 @@ def detect() -> Hardware:
             return Hardware("mps", name, memory, cores, features, f"mps: {about}, Apple Silicon")
         if _sysctl("sysctl.proc_translated") == "1":
             about += "; this Python runs under Rosetta: install an arm64 Python to use the Apple GPU"
+        else:
+            about += "; an Intel Mac, whose GPU MLX cannot use"
     known = " ".join(sorted(features & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16"}))
     return Hardware("cpu", name, memory, cores, features, f"cpu: {about}{', ' + known if known else ''}; {no_card}")
 

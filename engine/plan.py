@@ -6,6 +6,7 @@ Decides only; runs nothing, and imports neither torch nor mlx. Every decision co
 import importlib.util
 import re
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 from engine import chain, memory
@@ -33,7 +34,8 @@ class Plan:
 
     `keep_text_encoder`: it stays in memory between prompts. `vae_tile`: pixels a side of the tiles in which the picture
     is decoded, 0 for one piece. `batch` pictures at a time: one, since arithmetic and not the weights sets the pace.
-    `peak_bytes` is what the process (on a card: its allocator) is predicted to take at most.
+    `peak_bytes` is what the process (on a card, and for MLX: its allocator) is predicted to take at most,
+    `working_bytes` what of that comes and goes while the picture is made.
     """
 
     backend: str
@@ -44,6 +46,7 @@ class Plan:
     vae_tile: int = 0
     batch: int = 1
     peak_bytes: int = 0
+    working_bytes: int = 0
 
 
 def complete(request: Request, pack: Pack | None) -> Request:
@@ -107,7 +110,7 @@ def plan(hardware: Hardware, pack: Pack, request: Request, backend: str = "auto"
     check_backend(backend)
     if backend == "fake":
         return Plan("fake", "cpu", "float32", "fake: a gradient instead of a model's picture, because it was asked for")
-    where = _where(hardware, pack)
+    where = _where(hardware, pack, choose_backend(hardware, backend))
     side = token_side(pack)
     size = _size(request, pack.notes.sizes, side)
     room = available or (hardware.memory_bytes if hardware.kind == where.device else 0)
@@ -115,7 +118,9 @@ def plan(hardware: Hardware, pack: Pack, request: Request, backend: str = "auto"
     peak = needed.peak(way.keep_text_encoder)
     if room and peak > room:
         raise BadRequest(_too_big(where, pack, request, size, side, room, peak))
-    return replace(where, **asdict(way), peak_bytes=peak, why=f"{where.why}; {_memory_words(way, needed, peak, room)}")
+    working = max(needed.denoising, needed.decoding)
+    why = f"{where.why}; {_memory_words(way, needed, peak, room)}"
+    return replace(where, **asdict(way), peak_bytes=peak, working_bytes=working, why=why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +134,13 @@ class _Way:
 def _ways(where: Plan, pack: Pack, size: tuple[int, int]) -> list[_Way]:
     """From the fastest arrangement to the smallest.
 
-    A file-backed encoder of gigabytes on a CPU always leaves: its pages come back from the file cache in a moment, and
-    the memory is more use to whatever else runs on the machine. On a card it stays where there is room.
+    An encoder of gigabytes in main memory always leaves: its pages come back from the file cache in a moment, and the
+    memory is more use to whatever else runs on the machine. On a card it stays where there is room.
     """
     small = memory.encoder_bytes(pack, where.dtype) < BIG_ENCODER
-    tiles = VAE_TILES if where.device == "cpu" and size[0] * size[1] > WHOLE_PIXELS else (0, *VAE_TILES)
+    tiles = VAE_TILES if where.device != "cuda" and size[0] * size[1] > WHOLE_PIXELS else (0, *VAE_TILES)
     ways = [_Way(small, tile) for tile in tiles]
-    return ways if small or where.device == "cpu" else [_Way(True, tiles[0]), *ways]
+    return ways if small or where.device != "cuda" else [_Way(True, tiles[0]), *ways]
 
 
 def _cheapest(
@@ -143,7 +148,8 @@ def _cheapest(
 ) -> tuple[_Way, memory.Need]:
     """The first way that fits into `room` bytes (0: unknown, so the first), else the last one."""
     for way in _ways(where, pack, size):
-        needed = memory.need(pack, size, side, where.dtype, cpu=where.device == "cpu", tile=way.vae_tile)
+        resident = where.device == "cpu" and where.backend == "torch"  # what the whole process has, not an allocator
+        needed = memory.need(pack, size, side, where.dtype, cpu=resident, tile=way.vae_tile)
         if not room or needed.peak(way.keep_text_encoder) <= room:
             break
     return way, needed
@@ -170,23 +176,48 @@ def _memory_words(way: _Way, needed: memory.Need, peak: int, room: int) -> str:
     return f"the text encoder's {needed.encoder / 1e6:.0f} MB {stays}{tiles}; at most {peak / 1e9:.2f} GB{of}"
 
 
-def _where(hardware: Hardware, pack: Pack) -> Plan:
-    """Backend, device and number format; the memory is still open."""
+def choose_backend(hardware: Hardware, backend: str) -> str:
+    """'torch', 'mlx' or 'fake': what `backend` means on this machine. Raises BadRequest for one that isn't there."""
+    check_backend(backend)
+    if backend == "auto":
+        return "mlx" if hardware.kind == "mps" and installed("mlx") else "torch"
+    if backend == "mlx" and not installed("mlx"):
+        package = "mlx" if hardware.kind == "mps" else "'mlx[cpu]'"
+        raise BadRequest(
+            f"backend 'mlx' needs the package mlx, which this Python lacks ({hardware.reason}): on Apple Silicon or "
+            f"Linux pip install {package}, elsewhere use --backend torch"
+        )
+    return backend
+
+
+def _where(hardware: Hardware, pack: Pack, backend: str) -> Plan:
+    """Device and number format for a backend; the memory is still open."""
+    if backend == "mlx":
+        if hardware.kind == "mps":
+            return Plan("mlx", "mps", "bfloat16", f"{hardware.reason}; bfloat16, the pack's own format")
+        if hardware.kind == "cuda" and mlx_has_cuda():
+            return Plan("mlx", "cuda", "bfloat16", f"{hardware.reason}; mlx on CUDA, bfloat16, the pack's own format")
+        where = hardware.reason if hardware.kind == "cpu" else f"cpu: {hardware.cores} cores"
+        return Plan("mlx", "cpu", "float32", f"{where}; mlx because it was asked for, slow on a CPU; float32")
     if hardware.kind == "cuda":
         if torch_has_cuda():
             return Plan("torch", "cuda", "bfloat16", f"{hardware.reason}; bfloat16, the pack's own format")
         return _on_cpu(hardware, pack, f"; {hardware.name} is idle, because torch is a build without CUDA")
     if hardware.kind == "mps":
-        return _on_cpu(hardware, pack, "; the Apple GPU waits for the MLX backend of a later version")
+        idle = "torch was asked for" if installed("mlx") else "the package mlx is missing: pip install mlx"
+        return _on_cpu(hardware, pack, f"; the Apple GPU is idle, because {idle}")
     return _on_cpu(hardware, pack, "")
 
 
 def check_backend(backend: str) -> None:
-    """Raise BadRequest for a backend that doesn't exist or isn't part of this version."""
+    """Raise BadRequest for a backend that doesn't exist."""
     if backend not in BACKENDS:
         raise BadRequest(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if backend == "mlx":
-        raise BadRequest("backend 'mlx' is not part of this version: use auto or torch")
+
+
+def installed(package: str) -> bool:
+    """Whether a package could be imported, found out without importing it."""
+    return importlib.util.find_spec(package) is not None
 
 
 def _on_cpu(hardware: Hardware, pack: Pack, remark: str) -> Plan:
@@ -214,6 +245,11 @@ def _fast_bfloat16(hardware: Hardware) -> str | None:
     if "amx_bf16" in hardware.features:
         return "amx_bf16"
     return "avx512_bf16" if "avx512_bf16" in hardware.features and "AMD" in hardware.name else None
+
+
+def mlx_has_cuda() -> bool:
+    """Whether mlx's CUDA build is installed; it is a package of its own, with a library and no module."""
+    return any(True for name in ("mlx-cuda-12", "mlx-cuda-13") for _ in metadata.distributions(name=name))
 
 
 def torch_has_cuda() -> bool:

@@ -76,7 +76,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The result: `pixels` uint8 [height, width, 3], and how it was made; `dtype` is the number format computed in."""
+    """The result: `pixels` uint8 [height, width, 3], and how it was made; `dtype` is the number format computed in.
+
+    `mean_memory_bytes` is what the model and its work took on average, 0 where the backend doesn't sample it.
+    """
 
     pixels: np.ndarray
     request: Request
@@ -86,6 +89,7 @@ class Picture:
     peak_memory_bytes: int
     unknown_words: tuple[str, ...] = field(default=())
     dtype: str = ""
+    mean_memory_bytes: int = 0
 
 
 class Backend(Protocol):

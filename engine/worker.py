@@ -26,7 +26,7 @@ from pathlib import Path
 
 from engine import catalog, hardware
 from engine.packs import Pack, open_pack
-from engine.plan import check_backend, complete
+from engine.plan import check_backend, choose_backend, complete
 from engine.types import Backend, Crashed, EngineError, Picture, Request, Step
 
 log = logging.getLogger("niwaki.worker")
@@ -44,7 +44,7 @@ class Worker:
     """Runs requests in a child process, one at a time. Safe to use from several threads: a second caller waits."""
 
     def __init__(self, backend: str = "auto", *, data_dir: Path) -> None:
-        """`backend` is 'auto', 'torch' or 'fake'; raises BadRequest for one that isn't there. Starts nothing yet."""
+        """`backend` is 'auto', 'torch', 'mlx' or 'fake'; raises BadRequest for any other. Starts nothing yet."""
         check_backend(backend)
         self._backend, self._data_dir = backend, Path(data_dir)
         self._turn = threading.Lock()  # held for a whole run; not an RLock: several threads resume one generator
@@ -231,9 +231,19 @@ def _open(backend: str, data_dir: Path) -> Backend:
         from engine.fake import FakeBackend
 
         return FakeBackend()
+    machine = hardware.detect()
+    if choose_backend(machine, backend) == "mlx":
+        try:
+            from engine.mlx_backend.backend import MlxBackend
+        except ImportError as fault:  # installed without the library for this platform
+            raise EngineError(
+                f"the package mlx can't be loaded here ({fault}): on Apple Silicon pip install --force-reinstall mlx, "
+                "on Linux pip install 'mlx[cpu]'"
+            ) from None
+        return MlxBackend(machine, data_dir)
     from engine.torch_backend.backend import TorchBackend
 
-    return TorchBackend(hardware.detect(), data_dir)
+    return TorchBackend(machine, data_dir)
 
 
 def _failure(error: Exception) -> Failure:

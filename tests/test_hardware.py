@@ -89,6 +89,9 @@ def test_apple_silicon_and_rosetta(machine) -> None:
     machine("Darwin", "x86_64", {**answers, "sysctl -n sysctl.proc_translated": "1"})
     found = hardware.detect()
     assert found.kind == "cpu" and "Rosetta" in found.reason
+    machine("Darwin", "x86_64", {"sysctl -n machdep.cpu.brand_string": "Intel Core i7"})
+    found = hardware.detect()
+    assert found.kind == "cpu" and "an Intel Mac, whose GPU MLX cannot use" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -108,17 +108,54 @@ def test_cuda_is_used_when_torch_can(pack: Pack, monkeypatch: pytest.MonkeyPatch
     assert chosen.device == "cpu" and "NVIDIA H200 is idle, because torch is a build without CUDA" in chosen.why
 
 
-def test_apple_silicon_uses_the_cpu_until_mlx_comes(pack: Pack) -> None:
+def test_apple_silicon_uses_mlx_where_it_is_installed(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "installed", lambda package: True)
     chosen = plan.plan(MAC, pack, request())
-    assert (chosen.device, chosen.dtype) == ("cpu", "float32") and "MLX" in chosen.why
+    assert (chosen.backend, chosen.device, chosen.dtype) == ("mlx", "mps", "bfloat16")
+    assert chosen.why.startswith(MAC.reason) and 0 < chosen.working_bytes < chosen.peak_bytes
+    asked = plan.plan(MAC, pack, request(), "torch")
+    assert (asked.backend, asked.device) == ("torch", "cpu") and "GPU is idle, because torch was asked" in asked.why
+    monkeypatch.setattr(plan, "installed", lambda package: False)
+    without = plan.plan(MAC, pack, request())
+    assert (without.backend, without.device) == ("torch", "cpu") and "pip install mlx" in without.why
+
+
+def test_mlx_elsewhere_only_when_asked(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "installed", lambda package: True)
+    assert plan.choose_backend(CPU, "auto") == "torch"
+    chosen = plan.plan(CPU, pack, request(), "mlx")
+    assert (chosen.backend, chosen.device, chosen.dtype) == ("mlx", "cpu", "float32") and "slow on a CPU" in chosen.why
+    monkeypatch.setattr(plan, "mlx_has_cuda", lambda: False)
+    assert plan.plan(CUDA, pack, request(), "mlx").device == "cpu"
+    monkeypatch.setattr(plan, "mlx_has_cuda", lambda: True)
+    assert plan.plan(CUDA, pack, request(), "mlx").device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "words"),
+    [
+        (CPU, r"needs the package mlx.*cpu: EPYC.*pip install 'mlx\[cpu\]'"),
+        (MAC, "needs the package mlx.*pip install mlx,"),
+        (replace(CPU, reason="cpu: Intel Core i7; an Intel Mac, whose GPU MLX cannot use"), "Intel Mac.*--backend torch"),
+    ],
+)
+def test_mlx_that_is_not_there_is_refused(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, hardware: Hardware, words: str
+) -> None:
+    monkeypatch.setattr(plan, "installed", lambda package: False)
+    with pytest.raises(BadRequest, match=words):
+        plan.plan(hardware, pack, request(), "mlx")
+
+
+def test_what_is_installed_is_found_out_without_importing() -> None:
+    assert plan.installed("numpy") and not plan.installed("no_such_package")
 
 
 def test_backends_by_name(pack: Pack) -> None:
     assert plan.plan(CPU, pack, request(), "torch").backend == "torch"
     assert plan.plan(CPU, pack, request(), "fake").backend == "fake"
-    for name, words in (("tpu", "unknown backend 'tpu'; known: auto, torch, mlx, fake"), ("mlx", "not part of this")):
-        with pytest.raises(BadRequest, match=words):
-            plan.plan(CPU, pack, request(), name)
+    with pytest.raises(BadRequest, match="unknown backend 'tpu'; known: auto, torch, mlx, fake"):
+        plan.plan(CPU, pack, request(), "tpu")
 
 
 @pytest.mark.parametrize(

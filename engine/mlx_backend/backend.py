@@ -16,9 +16,10 @@ from time import perf_counter
 import mlx.core as mx
 import numpy as np
 
-from engine import catalog, noise, plan, prompt, schedule
+from engine import catalog, plan, prompt, schedule
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes
+from engine.latents import Recent, begin, enlarge
 from engine.mlx_backend import linear, tuning
 from engine.mlx_backend.text_encoder import TextEncoder
 from engine.mlx_backend.transformer import Flux2Transformer2DModel, token_ids
@@ -43,7 +44,8 @@ def denoise(
     """Euler steps from noise to picture: yields the latents, float32 [1, rows * columns, C], after each step.
 
     `latents` float32 noise of that shape, `embeddings` [1, L, joint_attention_dim] in the weights' dtype, `sigmas`
-    float32 [steps + 1] falling from 1 to 0, `grid` (rows, columns). The latents stay float32 between steps.
+    float32 [steps + 1] falling from 1 (or where a draft is taken up) to 0, `grid` (rows, columns). The latents stay
+    float32 between steps.
     """
     img_ids, txt_ids = token_ids(embeddings.shape[1], grid)
     for sigma, sigma_next in pairwise(sigmas.tolist()):
@@ -62,6 +64,7 @@ class Model:
         self.data_dir = data_dir
         self.tokenizer = prompt.Tokenizer(self.pack.tokenizer)
         self.embeddings: EmbeddingCache[mx.array] = EmbeddingCache()
+        self.recent = Recent()
         self.text_encoder: TextEncoder | None = None
         self.transformer: Flux2Transformer2DModel | None = None
         self.decoder: PictureDecoder | None = None
@@ -103,6 +106,27 @@ class Model:
             read(decoder.vae, check)
             self.decoder = decoder
         return self.decoder
+
+    def denoised(self, request: Request, embeddings: mx.array, check: Check) -> Iterator[mx.array]:
+        """The latents after each step of a complete request, those of its draft first unless they are remembered.
+
+        The last ones are the picture's, and are remembered for whoever refines it. The transformer must be loaded.
+        """
+        assert self.transformer is not None and request.steps is not None
+        x0, draft = None, request.draft
+        if draft is not None:
+            x0 = self.recent.get(draft)
+            if x0 is None:
+                for latents in self.denoised(draft, embeddings, check):
+                    yield latents
+                x0 = np.array(latents)
+            x0 = enlarge(x0, token_grid(draft, self.pack), token_grid(request, self.pack))
+        grid = token_grid(request, self.pack)
+        sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
+        start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
+        for latents in denoise(self.transformer, mx.array(start), embeddings, sigmas[request.start :], grid, check):
+            yield latents
+        self.recent.put(request, np.array(latents))
 
     def _checked(self, component: Component, dtype: mx.Dtype) -> dict[int, int | None]:
         """Prove this machine's kernels on the component's codes; from how many rows on its layers are expanded."""
@@ -175,21 +199,18 @@ class MlxBackend:
                 if not decided.keep_text_encoder:
                     model.drop_text_encoder()
                 encode = clock.lap()
-            transformer = model.load_transformer(dtype, check)
+            model.load_transformer(dtype, check)
             decoder = model.load_decoder(dtype, check)
             load += clock.lap()
 
-            grid = token_grid(request, pack)
-            channels = pack.transformer.config["in_channels"]
-            start = mx.array(noise.noise(request.seed, (1, channels, *grid))).flatten(2).transpose(0, 2, 1)
-            sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
-            yield Step(0, request.steps)
+            total = model.recent.steps_to_make(request)
+            yield Step(0, total)
             clock.lap()
-            for index, latents in enumerate(denoise(transformer, start, embeddings, sigmas, grid, check), start=1):
-                yield Step(index, request.steps)
+            for index, latents in enumerate(model.denoised(request, embeddings, check), start=1):  # noqa: B007
+                yield Step(index, total)
             denoised = clock.lap()
 
-            pixels = decoder.decode(latents, grid, check)
+            pixels = decoder.decode(latents, token_grid(request, pack), check)
             decode = clock.lap()
         yield Picture(
             pixels=pixels,
@@ -198,8 +219,9 @@ class MlxBackend:
             reason=decided.why,
             seconds=Seconds(load=load, encode=encode, denoise=denoised, decode=decode, total=clock.total()),
             peak_memory_bytes=mx.get_peak_memory(),
-            mean_memory_bytes=memory.mean,
             unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
+            dtype=decided.dtype,
+            mean_memory_bytes=memory.mean,
         )
 
     def _open(self, folder: Path) -> Model:

@@ -165,8 +165,8 @@ class Flux2Modulation(nn.Module):
         return tuple(Modulation(*parts[3 * i : 3 * i + 3]) for i in range(self.mod_param_sets))
 
 
-def modulate(x: Tensor, modulation: Modulation) -> Tensor:
-    return (1 + modulation.scale) * x + modulation.shift
+def modulate(norm: nn.LayerNorm, x: Tensor, modulation: Modulation) -> Tensor:
+    return (1 + modulation.scale) * norm(x) + modulation.shift
 
 
 class Flux2TransformerBlock(nn.Module):
@@ -193,14 +193,14 @@ class Flux2TransformerBlock(nn.Module):
         """Image [B, S, D] and text [B, L, D] -> the same two."""
         (img_attn, img_ff), (txt_attn, txt_ff) = mod_img, mod_txt
         image, text = self.attn(
-            modulate(self.norm1(hidden_states), img_attn),
-            modulate(self.norm1_context(encoder_hidden_states), txt_attn),
+            modulate(self.norm1, hidden_states, img_attn),
+            modulate(self.norm1_context, encoder_hidden_states, txt_attn),
             rotary,
         )
         hidden_states = hidden_states + img_attn.gate * image
         encoder_hidden_states = encoder_hidden_states + txt_attn.gate * text
-        image = self.ff(modulate(self.norm2(hidden_states), img_ff))
-        text = self.ff_context(modulate(self.norm2_context(encoder_hidden_states), txt_ff))
+        image = self.ff(modulate(self.norm2, hidden_states, img_ff))
+        text = self.ff_context(modulate(self.norm2_context, encoder_hidden_states, txt_ff))
         return hidden_states + img_ff.gate * image, encoder_hidden_states + txt_ff.gate * text
 
 
@@ -214,7 +214,7 @@ class Flux2SingleTransformerBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, mod: tuple[Modulation, ...], rotary: Rotary) -> Tensor:
         (single,) = mod
-        return hidden_states + single.gate * self.attn(modulate(self.norm(hidden_states), single), rotary)
+        return hidden_states + single.gate * self.attn(modulate(self.norm, hidden_states, single), rotary)
 
 
 class TimestepEmbedding(nn.Module):
