@@ -1,4 +1,4 @@
-"""From Request to Picture on MLX: what is yielded, stopping, memory, failing well, and that no torch is needed for it."""
+"""From Request to Picture on MLX: what is yielded, stopping, memory, failing well, and that it needs no torch."""
 
 import os
 import subprocess

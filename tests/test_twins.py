@@ -1,4 +1,4 @@
-"""The two transformer.py are one text in two dialects: same classes, attributes, functions, parameters and constants."""
+"""The two transformer.py are one text in two dialects: same classes, attributes, functions, parameters, constants."""
 
 import ast
 from pathlib import Path
