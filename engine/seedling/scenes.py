@@ -111,8 +111,8 @@ def draw_group(rng: np.random.Generator, shape: str, color: str, count: int, bac
 def draw_pair(
     rng: np.random.Generator, first: tuple[str, str], relation: str, second: tuple[str, str], background: str
 ) -> Scene:
-    """Two things (shape, colour) in a relation; "and" leaves the place open."""
-    place = relation if relation != "and" else RELATIONS[1 + rng.integers(4)]
+    """Two things (shape, colour) in a relation; "and" puts them side by side, either one first."""
+    place = relation if relation != "and" else ("left of", "right of")[rng.integers(2)]
     return Scene(background, _place(rng, [first, second], PLACES[place], 0.025), relation)
 
 
