@@ -125,6 +125,22 @@ def unpack(words: np.ndarray, bits: int, k: int) -> np.ndarray:
     return codes
 
 
+def words_fault(words: np.ndarray, bits: int) -> str | None:
+    """What is wrong with a layer's packed words, as the end of a sentence, or None."""
+    if bits == 2 and (words & (words >> np.uint32(1)) & np.uint32(0x55555555)).any():  # both bits of a slot set
+        return "holds code 3, which no ternary weight has"
+    return None
+
+
+def affine_fault(scales: np.ndarray, biases: np.ndarray, bits: int) -> str | None:
+    """What is wrong with a layer's float32 scales and biases, as the end of a sentence, or None."""
+    if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
+        return "holds a scale or a bias that is not a finite number"
+    if bits == 2 and not np.array_equal(biases, -scales):
+        return "holds a bias that is not minus its scale, so its weights are not ternary"
+    return None
+
+
 def _groups(w: np.ndarray, group_size: int) -> np.ndarray:
     """Weights [out, in] as float32 [out, in / group_size, group_size], refused where that cannot be."""
     rows, k = w.shape

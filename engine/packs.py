@@ -133,13 +133,19 @@ def open_pack(folder: str | Path) -> Pack:
 def verify_pack(pack: Pack) -> Iterator[tuple[str, bool, str]]:
     """Read every byte: yield (path in the folder, whether it is right, a sentence) per recorded file and packed file.
 
-    Checks recorded sizes and SHA-256, that ternary codes are 0, 1 or 2, and that scales and biases are finite.
+    Checks recorded sizes and SHA-256, that scales and biases are finite, and that ternary codes are 0, 1 or 2 with
+    bias = -scale.
     """
     if not pack.notes.files:
         yield NOTES_FILE, True, "no sizes and hashes are recorded for this pack, so only its codes are checked"
     for path, record in pack.notes.files.items():
         fault = _file_fault(pack.folder / path, record)
         yield path, fault is None, fault or "size and hash are as recorded"
+    yield from verify_codes(pack)
+
+
+def verify_codes(pack: Pack) -> Iterator[tuple[str, bool, str]]:
+    """The part of `verify_pack` that needs no record: (path, whether it is right, a sentence) per packed file."""
     for component in (pack.transformer, pack.text_encoder):
         faults: dict[Path, str | None] = {}
         for fqn in (name.removesuffix(".scales") for name in component.tensors if name.endswith(".scales")):
@@ -165,17 +171,16 @@ def _file_fault(file: Path, record: Mapping[str, Any]) -> str | None:
 
 def _codes_fault(component: Component, fqn: str) -> str | None:
     """What is wrong with the values of one packed layer, or None."""
+    assert component.quantization is not None
+    bits = component.quantization.bits
     for part, dtypes in (("weight", ("U32",)), ("scales", _FLOATS), ("biases", _FLOATS)):
         info = component.tensors.get(f"{fqn}.{part}")
         if info is None or info.dtype not in dtypes:
             return f"{fqn}.{part} is missing or not {' or '.join(dtypes)}; {REPAIR}"
-        if part != "weight" and not np.isfinite(component.tensors.numpy(f"{fqn}.{part}")).all():
-            return f"{fqn}.{part} holds a value that is not a finite number; {REPAIR}"
-    if component.quantization and component.quantization.bits == 2:
-        words = component.tensors.numpy(f"{fqn}.weight")
-        if (words & (words >> 1) & 0x55555555).any():  # both bits of a slot set: code 3
-            return f"{fqn}.weight holds code 3, which no ternary weight has; {REPAIR}"
-    return None
+    scales, biases = (component.tensors.floats(f"{fqn}.{part}") for part in ("scales", "biases"))
+    fault = lowbit.affine_fault(scales, biases, bits)
+    fault = fault or lowbit.words_fault(component.tensors.read(f"{fqn}.weight"), bits)
+    return f"{fqn} {fault}; {REPAIR}" if fault else None
 
 
 def _component(folder: Path, names: tuple[str, ...], quantization_file: str) -> Component:

@@ -4,6 +4,12 @@ import math
 
 import numpy as np
 
+# scheduler_config.json as released. Its static shift is never applied.
+RELEASED = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+    "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
+    "time_shift_type": "exponential", "use_dynamic_shifting": True,
+}  # fmt: skip
 _LONG = 4300  # image tokens above which the shift no longer depends on the number of steps
 
 

@@ -13,7 +13,7 @@ SOURCES = sorted([ROOT / "app.py", *(ROOT / "engine").rglob("*.py"), *(ROOT / "s
 
 # Who may import what. A path or package stands for everything under it.
 ALLOWED = {
-    "torch": ("engine/torch_backend", "engine/seedling"),
+    "torch": ("engine/torch_backend", "engine/seedling", "engine/importers/checkpoint.py"),
     "diffusers": ("engine/torch_backend", "engine/seedling"),
     "transformers": ("engine/torch_backend", "engine/seedling"),
     "safetensors": ("engine/torch_backend", "engine/seedling"),

@@ -15,15 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine import lowbit
+from engine import lowbit, schedule
 from engine.seedling.quantize import ENCODER_BITS, ENCODER_GROUP, TRANSFORMER_GROUP, binary, is_block_linear, ternary
 
 BITS = {"ternary": 2, "binary": 1}
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
-    "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
-    "time_shift_type": "exponential", "use_dynamic_shifting": True,
-}  # fmt: skip
 State = Mapping[str, Tensor]
 
 
@@ -108,7 +103,7 @@ def write_vae(folder: Path, part: Part) -> None:
 
 def write_frame(folder: Path, variant: str) -> None:
     """The small files that hold the parts together."""
-    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(folder / "scheduler" / "scheduler_config.json", schedule.RELEASED)
     write_json(folder / "model_index.json", {"_class_name": "Flux2KleinPipeline", "_diffusers_version": "0.37.0.dev0"})
     write_json(folder / "manifest.json", {"format": "niwaki", "variant": variant})
 

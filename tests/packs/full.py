@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tests.packs import layouts
 from tests.packs.content import BITS, Configs, Content, small
 
+LAYOUTS = {"mlx": layouts.write_mlx, "gemlite": layouts.write_gemlite, "unpacked": layouts.write_unpacked}
 FIRST_SPECIAL = 151_643
 # Qwen3's own control tokens, from id 151,643 on; those in the second tuple are not "special" to the library.
 SPECIAL = (
@@ -64,16 +65,15 @@ def write_tokenizer(folder: Path, first_special: int = FIRST_SPECIAL) -> None:
 
 def write(folder: Path, layout: str, content: Content) -> Path:
     """Write `content` into `folder` in one of the three layouts, with a tokenizer that fits its vocabulary."""
-    writer = {"mlx": layouts.write_mlx, "gemlite": layouts.write_gemlite, "unpacked": layouts.write_unpacked}[layout]
     size = content.configs.text_encoder["vocab_size"]
     first = min(FIRST_SPECIAL, size - len(SPECIAL + ADDED))
-    return writer(folder, content, lambda target: write_tokenizer(target, first))
+    return LAYOUTS[layout](folder, content, lambda target: write_tokenizer(target, first))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layout", choices=("mlx", "gemlite", "unpacked"), default="mlx")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="mlx")
     parser.add_argument("--variant", choices=tuple(BITS), default="ternary")
     parser.add_argument("--small", action="store_true", help="a megabyte instead of gigabytes")
     parser.add_argument("--seed", type=int, default=0)

@@ -171,11 +171,26 @@ def _mlx_entries(content: Content, name: str, shape: Shape, quantised: bool, bit
         yield Entry(f"{fqn}.{part}", "BF16", (shape[0], shape[1] // group), parts)
 
 
+def gemlite_codes(rows: np.ndarray) -> np.ndarray:
+    """W_q [K / codes a byte, N] of packed rows [N, K / codes a byte]."""
+    return rows.T
+
+
+def gemlite_metadata(bits: int, mode: int) -> list[int]:
+    return [0, bits, GROUP, 2**bits - 1, 8 // bits, 1, 1, 0, 0, 0, mode, 1]
+
+
+def hqq_codes(grouped: np.ndarray) -> np.ndarray:
+    """W_q of 4-bit codes that lie in hqq's groups: the first half of the rows in the high bits."""
+    half = len(grouped) // 2
+    return grouped[:half] << 4 | grouped[half:]
+
+
 def _gemlite_layer(checkpoint: Checkpoint, content: Content, fqn: str, shape: Shape, mode: int) -> dict[str, Any]:
     (n, k), bits = shape, content.bits
 
     def codes() -> Iterator[np.ndarray]:
-        yield np.concatenate(list(content.code_bytes(fqn, shape, bits))).T
+        yield gemlite_codes(np.concatenate(list(content.code_bytes(fqn, shape, bits))))
 
     def scales() -> Iterator[np.ndarray]:
         yield content.scales_and_biases(fqn, shape, bits)[0].T
@@ -184,7 +199,7 @@ def _gemlite_layer(checkpoint: Checkpoint, content: Content, fqn: str, shape: Sh
         scale, bias = content.scales_and_biases(fqn, shape, bits)
         yield bias.T if mode == 4 else (-bias / scale).T
 
-    metadata = [0, bits, GROUP, 2**bits - 1, 8 // bits, 1, 1, 0, 0, 0, mode, 1]
+    metadata = gemlite_metadata(bits, mode)
     return {
         f"{fqn}.W_q": checkpoint.tensor((k * bits // 8, n), torch.uint8, codes),
         f"{fqn}.scales": checkpoint.tensor((k // GROUP, n), torch.float32, scales),
@@ -202,9 +217,7 @@ def _hqq_layer(checkpoint: Checkpoint, content: Content, fqn: str, shape: Shape,
 
     def codes() -> Iterator[np.ndarray]:
         packed = np.concatenate(list(content.code_bytes(fqn, shape, ENCODER_BITS)))
-        grouped = lowbit.unpack(packed.view("<u4"), ENCODER_BITS, k).reshape(wide)
-        half = len(grouped) // 2
-        yield grouped[:half] << 4 | grouped[half:]
+        yield hqq_codes(lowbit.unpack(packed.view("<u4"), ENCODER_BITS, k).reshape(wide))
 
     scale = _as_float16(lambda: iter([content.scales_and_biases(fqn, shape, ENCODER_BITS)[0]]))
     zero = _as_float16(lambda: iter([content.zeros(fqn, shape)]))
@@ -214,6 +227,7 @@ def _hqq_layer(checkpoint: Checkpoint, content: Content, fqn: str, shape: Shape,
         "scale": checkpoint.tensor(narrow, torch.float16, scale),
         "zero": checkpoint.tensor(narrow, torch.float16, zero),
         "axis": axis, "packing": "4bit_u8", "unpack_view_dtype": torch.uint8, "view_as_float": False,
+        "quant_scale": False, "quant_zero": False,
         "compute_dtype": torch.float16, "offload_meta": False, "stores_quant_config": True, "channel_wise": True,
         "optimize": True, "round_zero": True,
     }  # fmt: skip
