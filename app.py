@@ -74,7 +74,9 @@ def serve(args: argparse.Namespace) -> Facts:
     from studio.settings import Settings, data_dir
 
     browser = not args.no_browser and "SPACE_ID" not in os.environ
-    settings = Settings(data_dir(args.data), args.host, args.port, args.model, args.backend, browser)
+    data = data_dir(args.data)
+    model = _model(args.model, data) if args.model else None
+    settings = Settings(data, args.host, args.port, model, args.backend, browser)
     serve(settings, say=lambda text: print(text, flush=True))
     return {"data": str(settings.data_dir), "log": str(settings.log_file)}
 
@@ -90,7 +92,7 @@ def generate(args: argparse.Namespace) -> Facts:
     if not 1 <= args.count <= MAX_COUNT:
         raise BadRequest(f"--count {args.count} is out of range: give 1 to {MAX_COUNT}")
     data = data_dir(args.data)
-    model = args.model or catalog.default_id(data)
+    model = _model(args.model, data)
     pack = open_pack(catalog.find(model, data))
     width, height = _size(args.size) or (None, None)
     first = Request(args.prompt, model, args.seed, width, height, args.steps)
@@ -186,7 +188,7 @@ def doctor(args: argparse.Namespace) -> Facts:
         print(f"{name:<10}{value}")
 
     hardware, data = detect(), data_dir(args.data)
-    model = args.model or catalog.default_id(data)
+    model = _model(args.model, data)
     packages = [_version(package) for package in ("torch", "diffusers", "transformers", "mlx", "gradio")]
     row("hardware", hardware.reason)
     row("python", f"{platform.python_version()} on {platform.platform()}; {', '.join(packages)}")
@@ -217,7 +219,7 @@ def bench(args: argparse.Namespace) -> Facts:
     from studio.settings import data_dir
 
     data = data_dir(args.data)
-    model = args.model or catalog.default_id(data)
+    model = _model(args.model, data)
     facts = bench.run(model, _size(args.size), args.steps, args.runs, args.backend, data)
     pack = open_pack(catalog.find(model, data))
     decided = plan(detect(), pack, Request("", model), args.backend)
@@ -236,13 +238,12 @@ def bench(args: argparse.Namespace) -> Facts:
 
 def evaluate(args: argparse.Namespace) -> Facts:
     """Score a model on held-out prompts, or write pictures in the folder layout of a public benchmark."""
-    from engine import catalog
     from engine import evaluate as evaluation
     from engine.types import BadRequest
     from studio.settings import data_dir
 
     data = data_dir(args.data)
-    model = args.model or catalog.default_id(data)
+    model = _model(args.model, data)
     if args.export:
         kind, folder = args.export
         if kind not in ("geneval", "dpg", "hps"):
@@ -257,6 +258,19 @@ def evaluate(args: argparse.Namespace) -> Facts:
         print(f"{task:<15}{score:.3f}")
     print(f"{'overall':<15}{facts['overall']:.3f}  ({facts['n']} prompts, {model})")
     return facts
+
+
+def _model(given: str | None, data: Path) -> str:
+    """The model to use. A folder in a foreign layout is converted first, into the data folder, and said so."""
+    from engine import catalog, importers
+    from studio import terminal
+
+    if given is None:
+        return catalog.default_id(data)
+    folder = catalog.find(given, data)
+    if given in catalog.MODELS or not importers.is_foreign(folder):
+        return given
+    return str(terminal.convert(folder, data))
 
 
 def _who(model: str, pack: Pack) -> str:

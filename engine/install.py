@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine import catalog, records, transfer
+from engine import catalog, importers, records, transfer
 from engine.packs import open_pack, verify_pack
 from engine.records import NOTES_FILE, Digest, Known, Record
 from engine.transfer import Meter, Progress
@@ -140,6 +140,9 @@ def import_folder(
     or incomplete, an id that is taken, and too little disk space.
     """
     source = Path(source).expanduser()
+    if source.is_dir() and importers.is_foreign(source):
+        yield from _converted(source, data_dir, _id(source, model_id))
+        return
     pack = open_pack(source)
     model_id = _id(source, model_id)
     with alone(model_id, data_dir):
@@ -170,6 +173,21 @@ def import_folder(
         unknown = sum(known.sha256 is None and known.git_sha1 is None for known in record.files.values())
         note = f"nobody knew the hashes of {unknown} of its {len(files)} files: recorded now" if unknown else ""
         yield finish(model_id, data_dir, part, replace(record, files=files), note)
+
+
+def _converted(source: Path, data_dir: Path, model_id: str) -> Generator[Progress | Installed, None, None]:
+    """A folder in a foreign layout becomes a pack of ours; every file of it is recorded as it was written."""
+    with alone(model_id, data_dir):
+        target = Path(data_dir) / "models" / model_id
+        for step in importers.import_folder(source, target):
+            if isinstance(step, Progress):
+                yield step
+                continue
+            listed = open_pack(target).notes.files
+            files = {path: Known(entry["bytes"], entry["sha256"]) for path, entry in listed.items()}
+            records.write(model_id, data_dir, Record(None, None, files, _sha256(target / NOTES_FILE)))
+            note = "; ".join((f"converted from the {step.layout} layout", *step.remarks))
+            yield Installed(model_id, target, step.bytes, note)
 
 
 def _expected(source: Path, model_id: str, data_dir: Path, notes: dict[str, dict[str, Any]]) -> Record:

@@ -118,6 +118,25 @@ def pack(args: argparse.Namespace) -> Facts:
     }
 
 
+def convert(folder: Path, data: Path) -> Path:
+    """Convert a model folder in a foreign layout, once, and say so on standard error; returns the pack's folder."""
+    from engine import importers
+    from engine.transfer import Progress
+
+    target, layout = importers.converted(folder, data), importers.recognise(folder)
+    if not target.is_dir():
+        print(f"{folder} is in the {layout} layout: converting it once, into {target}", file=sys.stderr, flush=True)
+    line = _Line()
+    with closing(importers.convert(folder, data)) as steps:
+        for step in steps:
+            if isinstance(step, Progress):
+                line.show(step)
+            else:
+                line.end()
+                print(*step.remarks, sep="\n", end="\n" if step.remarks else "", file=sys.stderr)
+    return target
+
+
 def _installed(installed: "Installed") -> Facts:
     from engine.transfer import size
 

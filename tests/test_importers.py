@@ -24,7 +24,7 @@ from tests.packs.content import Content, small
 
 GOLDEN = Path(__file__).parent / "packs" / "golden"
 NOTES = {"hidden_states": [1, 2, 3], "text_length": 64, "sizes": [[64, 64]], "demo": True}
-LAYER = "single_transformer_blocks.0.attn.to_out"
+LAYER, WIDE = "single_transformer_blocks.0.attn.to_out", "transformer_blocks.0.ff.linear_in"
 SOURCES: dict[str, Callable[[Path, Content], Path]] = {
     "mlx": lambda folder, content: full.write(folder, "mlx", content),
     "mlx in shards": lambda folder, content: layouts.write_mlx(folder, content, small_tokenizer, shards=3),
@@ -145,7 +145,7 @@ def test_dense_weights_stay_dense(tiny_packs: Path, tmp_path: Path) -> None:
 def test_nothing_is_left_of_a_stopped_or_failed_import(tmp_path: Path) -> None:
     source = SOURCES["gemlite"](tmp_path / "source", Content(small(), "ternary"))
     steps = importers.import_folder(source, tmp_path / "packs" / "a")
-    for _ in range(20):
+    for _ in range(3):
         next(steps)
     assert [path.name[:3] for path in (tmp_path / "packs").iterdir()] == [".a."]
     steps.close()
@@ -160,9 +160,9 @@ def test_nothing_is_left_of_a_stopped_or_failed_import(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = SOURCES["gemlite"](tmp_path / "source", Content(small(), "ternary"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(BadRequest, match="has 0.0 GB free where the pack needs 0.0 GB: make room"):
+    with pytest.raises(BadRequest, match=r"are needed in .*packs/a and 1.00 kB are free there"):
         import_(source, tmp_path / "packs" / "a")
-    assert list((tmp_path / "packs").iterdir()) == []
+    assert not (tmp_path / "packs").exists()
 
 
 def test_recognising_layouts(tiny_packs: Path, tmp_path: Path) -> None:
@@ -183,10 +183,10 @@ def test_converting_happens_once(tmp_path: Path) -> None:
     (source / "niwaki.json").write_text(json.dumps(NOTES))
     first = list(importers.convert(source, tmp_path / "data"))
     again = list(importers.convert(source, tmp_path / "data"))
-    assert len(first) > 10 and len(again) == 1 and again[0].folder == first[-1].folder
+    assert len(first) > 4 and len(again) == 1 and again[0].folder == first[-1].folder
     assert again[0].folder.parent == tmp_path / "data" / "models" and again[0].folder.name.startswith("bonsai-")
     (source / "niwaki.json").write_text(json.dumps(NOTES | {"steps": 3}))
-    assert len(list(importers.convert(source, tmp_path / "data"))) == len(first)
+    assert len(list(importers.convert(source, tmp_path / "data"))) > 4
     assert open_pack(first[-1].folder).notes.steps == 3
 
 
@@ -201,11 +201,24 @@ def test_a_foreign_folder_given_as_the_model_is_converted_first(tmp_path: Path, 
     assert app.main(arguments) == 0 and "converting" not in capsys.readouterr().err
 
 
+def test_models_import_converts_and_records(tmp_path: Path, capsys: Any) -> None:
+    source = SOURCES["gemlite"](tmp_path / "bonsai", Content(small(), "binary"))
+    (source / "niwaki.json").write_text(json.dumps(NOTES))
+    data = ["--data", str(tmp_path / "data")]
+    assert app.main(["models", "import", str(source), "--id", "mine", *data]) == 0
+    assert "converted from the gemlite layout" in capsys.readouterr().out
+    assert app.main(["models", "verify", "mine", *data]) == 0
+    with (tmp_path / "data" / "models" / "mine" / "vae" / "config.json").open("a") as stream:
+        stream.write(" ")
+    assert app.main(["models", "verify", "mine", *data]) == 2
+    assert "vae/config.json" in capsys.readouterr().err
+
+
 def rows(count: int) -> np.ndarray:
     return np.arange(count)
 
 
-@pytest.mark.parametrize(("bits", "mode"), itertools.product((1, 2), (4, 3)))
+@pytest.mark.parametrize(("bits", "mode"), [(1, 4), (1, 3), (2, 4), (2, 3)])
 def test_bytes_that_gemlite_packed(bits: int, mode: int, tmp_path: Path) -> None:
     """tests/packs/golden/make_gemlite.py: codes are known, and so what they mean."""
     kept = np.load(GOLDEN / "gemlite.npz")
@@ -218,13 +231,14 @@ def test_bytes_that_gemlite_packed(bits: int, mode: int, tmp_path: Path) -> None
     expected = (codes.astype(np.float32) - 1) * s if bits == 2 else np.where(codes, s, -s)
     np.testing.assert_array_equal(layer.decode(rows(8)), expected)
     np.testing.assert_array_equal(lowbit.dequantize(codes, *layer.affine(), 128), expected)
-    assert layouts.gemlite_codes(lowbit.pack(codes, bits).view(np.uint8)).tobytes() == kept[f"{bits}.{mode}.W_q"].tobytes()
+    written = layouts.gemlite_codes(lowbit.pack(codes, bits).view(np.uint8))
+    np.testing.assert_array_equal(written, kept[f"{bits}.{mode}.W_q"])
     assert layouts.gemlite_metadata(bits, mode) == kept[f"{bits}.{mode}.metadata"].tolist()
 
 
 @pytest.mark.parametrize("axis", [1, 0])
 def test_a_layer_that_hqq_saved(axis: int) -> None:
-    """tests/packs/golden/make_hqq.py: what hqq computes in float16, bit for bit; our rule in float32, to its rounding."""
+    """tests/packs/golden/make_hqq.py: what hqq computes in float16, bit for bit; our float32, to its rounding."""
     checkpoint = Checkpoint(GOLDEN / "hqq.pt")
     module = checkpoint.structure[f"axis{axis}"]
     expected = checkpoint.read(checkpoint.structure[f"axis{axis}.expected"]["weight"])
@@ -306,8 +320,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "norm gone": (change_state(lambda s: s.pop("proj_out.weight")), "state_dict.pt lacks proj_out.weight"),
     "a bias tensor": (change_state(lambda s: s.update({f"{LAYER}.bias": torch.ones(3)})), "state_dict.pt holds .*bias"),
     "transposed": (
-        change_state(lambda s: s.update({f"{LAYER}.W_q": s[f"{LAYER}.W_q"].T.contiguous()})),
-        r"to_out.W_q is U8 \[128, 128\] where config.json implies U8 \[\d+, 128\]"),
+        change_state(lambda s: s.update({f"{WIDE}.W_q": s[f"{WIDE}.W_q"].T.contiguous()})),
+        r"linear_in.W_q is U8 \[768, 32\] where config.json implies U8 \[32, 768\]"),
     "code in the pickle": (lambda f: torch.save({"a": Code()}, f / STATE), "does not hold tensors alone .* was run"),
     "a list": (lambda f: torch.save([torch.ones(1)], f / STATE), "no flat list of tensors"),
     "empty": (lambda f: (f / STATE).write_bytes(b""), "state_dict.pt is cut short, damaged or foreign"),
@@ -320,7 +334,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "vae/config.json").write_text('{"a": "' + "a" * 3_000_000 + '"}'), "is longer than 2000000"),
     "endless layers": (
         lambda f: (f / "text_encoder-hqq-4bit/config.json").write_text(
-            json.dumps(small().text_encoder | {"num_hidden_layers": 10**12})), "implies more than|lacks model.layers.4"),
+            json.dumps(small().text_encoder | {"num_hidden_layers": 10**12})), "implies more than 100000 tensors"),
     "HQQ code": (lambda f: torch.save({"a": {"b": Code()}}, f / QMODEL), "qmodel.pt does not hold tensors alone"),
     "HQQ layer gone": (
         change_state(lambda s: s.pop("model.layers.1.mlp.up_proj"), QMODEL), "qmodel.pt lacks model.layers.1.mlp.up"),
@@ -330,7 +344,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "HQQ shape": (change_module(shape=torch.Size((2, 2))), "is HQQ of"),
     "HQQ scale gone": (change_module(scale=None), "qmodel.pt lacks scale of .*up_proj"),
     "HQQ scale infinite": (
-        change_module(scale=torch.full((128, 1), float("nan"), dtype=torch.float16)), "up_proj holds a scale or a bias"),
+        change_module(scale=torch.full((128, 1), torch.nan, dtype=torch.float16)), "up_proj holds a scale or a bias"),
     "no vae": (lambda f: shutil.rmtree(f / "vae"), "has no folder vae"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "text_encoder-hqq-4bit" / "tokenizer"), "has no folder tokenizer"),
 }

@@ -2,7 +2,7 @@
 
     recognise(folder) -> str | None          "gemlite", "mlx" (ours), "unpacked", or None: no model folder
     is_foreign(folder) -> bool               whether it has to be converted before it can be opened
-    import_folder(source, target, ...)       yields Progress(path, done, total) .. and at last one Imported
+    import_folder(source, target, ...)       yields transfer.Progress .. and at last one Imported
     convert(source, data_dir)                the same, into the data folder; for `--model FOLDER`
 
 Nothing is loaded as a whole: a tensor is read, converted, written and dropped. The target appears when it is complete,
@@ -19,12 +19,13 @@ from typing import Any
 
 from engine import jsonfile, schedule
 from engine.importers import gemlite, hqq, unpacked
-from engine.importers.build import Imported, Progress, build
+from engine.importers.build import Imported, build
 from engine.importers.parts import Copy, Part
 from engine.packs import NOTES_FILE, TEXT_ENCODER_FOLDERS, open_pack
+from engine.transfer import Progress
 from engine.types import BadRequest
 
-__all__ = ["Imported", "Progress", "convert", "import_folder", "is_foreign", "recognise"]
+__all__ = ["Imported", "convert", "import_folder", "is_foreign", "recognise"]
 
 _NAMED_BY_US = ("id", "label", "files", "provenance")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")

@@ -18,19 +18,10 @@ import numpy as np
 from engine import lowbit, tensorfile
 from engine.importers.parts import Copy, Layer, Part
 from engine.packs import NOTES_FILE, Component, Pack, open_pack, verify_codes
+from engine.transfer import Meter, Progress, check_space
 from engine.types import BadRequest, EngineError
 
 _CHECKED_ROWS = 16  # of every packed layer, spread over it
-_SPARE = 64 << 20  # bytes of disk to leave free
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """`path` of the new pack is being written or checked; `done` of `total` bytes are."""
-
-    path: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +44,18 @@ def build(
     """
     aside = target.parent / f".{target.name}.{os.getpid()}.import"
     sizes = [tensorfile.size_of(part.entries, {"format": "mlx"}) for part in parts if part.entries]
-    total = sum(sizes) + sum(copy.source.stat().st_size for copy in copies)
+    meter = Meter(total := sum(sizes) + sum(copy.source.stat().st_size for copy in copies))
     if target.exists():
         raise BadRequest(f"{target} exists: remove it first, or choose another name")
     try:
+        check_space(target, total)
         aside.mkdir(parents=True)
-        free = shutil.disk_usage(aside).free
-        if free < total + _SPARE:
-            raise BadRequest(f"{target.parent} has {free / 1e9:.1f} GB free where the pack needs {total / 1e9:.1f} GB: "
-                             "make room, or choose another data folder with --data")  # fmt: skip
         files: dict[str, dict[str, Any]] = {}
-        done = yield from _write(aside, parts, copies, files, total)
+        yield from _write(aside, parts, copies, files, meter)
         _write_json(aside / NOTES_FILE, {**notes, "files": dict(sorted(files.items()))})
         pack = open_pack(aside)
         for part in (part for part in parts if part.layers):
-            yield Progress(f"{part.folder}/{part.tensors}", done, total)
+            yield meter.progress(f"{part.folder}/{part.tensors}")
             _compare(pack, part)
         _refuse_damage(pack, target)
         os.replace(aside, target)
@@ -81,14 +69,13 @@ def build(
 
 
 def _write(
-    folder: Path, parts: Sequence[Part], copies: Sequence[Copy], files: dict[str, dict[str, Any]], total: int
-) -> Generator[Progress, None, int]:
-    """Write everything but the notes, entering each file's record; returns the bytes written."""
-    done = 0
+    folder: Path, parts: Sequence[Part], copies: Sequence[Copy], files: dict[str, dict[str, Any]], meter: Meter
+) -> Generator[Progress, None, None]:
+    """Write everything but the notes, entering each file's record."""
     for copy in copies:
-        yield Progress(copy.path, done, total)
+        yield meter.progress(copy.path)
         files[copy.path] = _copy(copy.source, folder / copy.path)
-        done += files[copy.path]["bytes"]
+        meter.moved(files[copy.path]["bytes"])
     for part in parts:
         path = f"{part.folder}/{part.tensors}"
         for name, value in part.documents.items():
@@ -98,12 +85,12 @@ def _write(
         writing = tensorfile.stream(folder / path, part.entries, {"format": "mlx"})
         while True:
             try:
-                done += next(writing)
+                meter.moved(next(writing))
             except StopIteration as end:
                 files[path] = end.value
                 break
-            yield Progress(path, done, total)
-    return done
+            if meter.due():
+                yield meter.progress(path)
 
 
 def _copy(source: Path, target: Path) -> dict[str, Any]:

@@ -95,10 +95,10 @@ def _layer(checkpoint: Checkpoint, fqn: str, shape: tuple[int, ...]) -> Layer:
 
     def decode(rows: np.ndarray) -> np.ndarray:
         places = np.arange(k)
-        packed = checkpoint.read(codes)[places * bits // 8][:, rows]
+        packed = checkpoint.read(codes)[:, rows][places * bits // 8]
         code = packed >> (places * bits % 8).astype(np.uint8)[:, None] & (2**bits - 1)
-        s = checkpoint.floats(scale)[places // group][:, rows]
-        z = np.broadcast_to(checkpoint.floats(zero), grouped)[places // group][:, rows]
+        s = checkpoint.floats(scale)[:, rows][places // group]
+        z = np.broadcast_to(checkpoint.floats(zero), grouped)[:, rows][places // group]
         return (code * s + z if mode == _FUSED else (code - z) * s).T
 
     dtypes = checkpoint.dtype(scale), checkpoint.dtype(zero) if mode == _FUSED else "F32"
