@@ -44,7 +44,7 @@ class Store:
         try:
             with self._engine.begin() as db:
                 return query(db)
-        except sa.exc.DBAPIError as error:
+        except sa.exc.OperationalError as error:
             raise self._sentence("read", error) from error
 
     def write(self, change: Callable[[sa.Connection], Result]) -> Result:
@@ -68,7 +68,7 @@ class Store:
         try:
             with self._writing.begin() as db:
                 return change(db)
-        except sa.exc.DBAPIError as error:
+        except sa.exc.OperationalError as error:
             raise self._sentence("written", error) from error
 
     def _checkpoint(self) -> None:
@@ -78,7 +78,7 @@ class Store:
         finally:
             connection.close()
 
-    def _sentence(self, what: str, error: sa.exc.DBAPIError) -> EngineError:
+    def _sentence(self, what: str, error: sa.exc.OperationalError) -> EngineError:
         log.error("the history can't be %s: %s", what, error)
         return EngineError(
             f"the history in {self.data_dir} can't be {what} ({error.orig}): free some space on the disk and try again"
