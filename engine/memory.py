@@ -12,6 +12,9 @@ from engine.packs import Component, Pack
 WIDTH = {"float32": 4, "bfloat16": 2}
 LIBRARIES = 440 << 20  # Python, torch, transformers and diffusers in a CPU's resident set; a card's allocator has none
 SCRATCH = 32 << 20  # an expanded block of a packed layer, and what the matrix library packs it into
+# Bytes, by dimensions, from which on a dense weight isn't copied into another number format, but cast when it is used:
+# a big linear layer takes much longer to multiply than to cast, and a convolution uses its weight for every pixel.
+BIG_WEIGHTS = {2: 16 << 20, 4: 1 << 20}
 TILE_HALO = 64  # pixels around a VAE tile that its convolutions look at
 
 
@@ -74,8 +77,11 @@ def decoder_bytes(vae: Component, dtype: str) -> int:
 
 
 def _loaded(component: Component, name: str, dtype: str) -> int:
+    """Packed layers and, on a CPU, big dense ones lie in memory as they lie in the file."""
     info = component.tensors[name]
-    return info.nbytes if component.is_packed(name.rpartition(".")[0]) else math.prod(info.shape) * WIDTH[dtype]
+    if component.is_packed(name.rpartition(".")[0]) or info.nbytes >= BIG_WEIGHTS.get(len(info.shape), math.inf):
+        return info.nbytes
+    return math.prod(info.shape) * WIDTH[dtype]
 
 
 def token_bytes(pack: Pack, dtype: str) -> int:

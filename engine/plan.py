@@ -24,7 +24,7 @@ MAX_TOKENS = 128 * 128  # image tokens: 2048 x 2048 pixels at the real VAE's 16 
 BIG_TRANSFORMER = 256 << 20
 BIG_ENCODER = 256 << 20
 WHOLE_PIXELS = 512 * 512  # the largest picture that a CPU decodes in one piece
-VAE_TILES = (512, 256, 128)  # pixels a side
+VAE_TILES = (512, 256)  # pixels a side
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,9 +170,9 @@ def test_switching_drops_the_old_model_first(
 ) -> None:
     backend = TorchBackend(HARDWARE, packs)
     picture_of(backend, request_)
-    old = backend._model.weights
-    watched = [weakref.ref(old.transformer), weakref.ref(old.text_encoder.model), weakref.ref(old.decoder.vae)]
-    del old
+    old, encoder = backend._model.weights, backend._model.text_encoder
+    watched = [weakref.ref(old.transformer), weakref.ref(encoder.model), weakref.ref(old.decoder.vae)]
+    del old, encoder
     alive_at_load: list[int] = []
     load = Model.load
 
@@ -256,7 +256,7 @@ def test_bfloat16_draws_the_same_picture_roughly(
     model = half._model
     for module, component in (
         (model.weights.transformer, model.pack.transformer),
-        (model.weights.text_encoder.model, model.pack.text_encoder),
+        (model.text_encoder.model, model.pack.text_encoder),
     ):
         assert sum(tensor.nbytes for tensor in module.state_dict().values()) <= component.bytes_on_disk
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from engine import lowbit, schedule
 from engine.noise import noise
 from engine.packs import Component, Pack, open_pack
+from engine.plan import Plan
 from engine.prompt import Tokenizer
 from engine.torch_backend.backend import Model, denoise
 from engine.torch_backend.transformer import token_ids
@@ -23,6 +24,7 @@ from tests.packs.writers import Dims, write_pack
 PROMPTS = ("two red circles on a blue background", "a लाल वृत्त", "வட்டம் 3, left of a square?!")
 SEED, STEPS, SIZE, GRID = 42, 4, (96, 64), (4, 6)
 CLOSE = 1e-4
+EXACT = Plan("torch", "cpu", "float32", "")
 
 
 def silent() -> None:
@@ -79,7 +81,8 @@ def reference(pack: Pack) -> Flux2KleinPipeline:
 @pytest.fixture(scope="module")
 def model(pack: Pack) -> Model:
     loaded = Model(pack.folder)
-    loaded.load(torch.device("cpu"), torch.float32, silent)
+    loaded.load_encoder(EXACT)
+    loaded.load(EXACT, silent)
     return loaded
 
 
@@ -90,7 +93,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def embeddings_of(model: Model, prompt: str) -> torch.Tensor:
     ids, mask, _ = model.tokenizer.encode(prompt, model.pack.notes.text_length)
-    return model.weights.text_encoder.encode(ids, mask, silent)
+    return model.text_encoder.encode(ids, mask, silent)
 
 
 def reference_embeddings(reference: Flux2KleinPipeline, pack: Pack, prompt: str) -> torch.Tensor:
@@ -174,7 +177,8 @@ def test_the_4b_models_512_tokens(tmp_path: Path) -> None:  # type: ignore[no-un
     dims = Dims(layers=30, states=(9, 18, 27), text_length=512)
     pack = open_pack(write_pack(tmp_path, "binary", dims))
     model = Model(pack.folder)
-    model.load(torch.device("cpu"), torch.float32, silent)
+    model.load_encoder(EXACT)
+    model.load(EXACT, silent)
     expected = reference_embeddings(oracle(pack), pack, PROMPTS[0])
     assert expected.shape == (1, 512, 3 * dims.hidden)
     assert relative_error(embeddings_of(model, PROMPTS[0]), expected) < CLOSE

@@ -15,6 +15,7 @@ from torch import nn
 
 from engine.hardware import detect
 from engine.packs import Component, Pack, open_pack, verify_pack
+from engine.plan import Plan
 from engine.seedling import captions, dataset, diffusion, quantize, reader, recipe, scenes, vae
 from engine.seedling.checkpoint import Run
 from engine.seedling.recipe import Recipe
@@ -116,7 +117,9 @@ def test_the_backend_computes_what_training_computed(made: tuple[Recipe, Path]) 
     from engine.torch_backend.transformer import token_ids
 
     module, model = trained(made, "ternary"), Model(made[1] / "seedling-ternary")
-    loaded = model.load(torch.device("cpu"), torch.float32, lambda: None)
+    exact = Plan("torch", "cpu", "float32", "")
+    model.load_encoder(exact)
+    model.load(exact, lambda: None)
     prompt = "two red circles on a blue background"
     ids, mask = reader.TextBatch(recipe.tokenizer_of(made[0]))([prompt])
     theirs_ids, theirs_mask, _ = model.tokenizer.encode(prompt, reader.TEXT_LENGTH)
@@ -127,13 +130,13 @@ def test_the_backend_computes_what_training_computed(made: tuple[Recipe, Path]) 
     image_ids, text_ids = diffusion.positions(4, 4)
     with torch.no_grad():
         states = reader.encode(module["encoder"], ids, mask)
-        theirs_states = loaded.text_encoder.encode(theirs_ids, theirs_mask, lambda: None)
+        theirs_states = model.text_encoder.encode(theirs_ids, theirs_mask, lambda: None)
         velocity = module["transformer"](
             hidden_states=x, encoder_hidden_states=states, timestep=sigma, img_ids=image_ids, txt_ids=text_ids,
             return_dict=False,
         )[0]  # fmt: skip
         grid = token_ids(reader.TEXT_LENGTH, (4, 4), "cpu")
-        theirs = loaded.transformer(x, theirs_states, sigma, *grid, lambda: None)
+        theirs = model.weights.transformer(x, theirs_states, sigma, *grid, lambda: None)
     assert torch.linalg.norm(states - theirs_states) < 0.01 * torch.linalg.norm(states)
     assert torch.linalg.norm(velocity - theirs) < 0.02 * torch.linalg.norm(velocity)
 

@@ -4,9 +4,11 @@ It joins the parts and owns the denoising loop. It doesn't know how weights are 
 picture, or where it goes. transformers and diffusers are imported by the parts that need them, when a model is loaded.
 """
 
+import ctypes
 import gc
 import platform
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +24,7 @@ from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.latents import Recent, begin, enlarge
 from engine.packs import Pack, open_pack
 from engine.torch_backend import linear
+from engine.torch_backend.mapped import MappedFiles
 from engine.torch_backend.text_encoder import TextEncoder
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.torch_backend.vae import PictureDecoder
@@ -55,31 +58,58 @@ def denoise(
 
 class Weights(NamedTuple):
     transformer: Flux2Transformer2DModel
-    text_encoder: TextEncoder
     decoder: PictureDecoder
+    files: tuple[MappedFiles, ...]
 
 
 class Model:
-    """An open pack, and from the first picture on its weights."""
+    """An open pack; its text encoder while prompts are read, and from the first picture on its other weights."""
 
     def __init__(self, folder: Path) -> None:
         self.pack = open_pack(folder)
         self.tokenizer = prompt.Tokenizer(self.pack.tokenizer)
         self.embeddings: EmbeddingCache[Tensor] = EmbeddingCache()
         self.recent = Recent()
+        self.text_encoder: TextEncoder | None = None
         self.weights: Weights | None = None
 
-    def load(self, device: torch.device, dtype: torch.dtype, check: Check) -> Weights:
-        """The weights on `device`, read at the first call only."""
-        if self.weights is None:
-            text_encoder = TextEncoder(self.pack.text_encoder, self.pack.notes.hidden_states, dtype, device)
-            check()
-            with torch.device("meta"):
-                transformer = Flux2Transformer2DModel.from_config(self.pack.transformer.config)
-            linear.build(transformer, self.pack.transformer, dtype, device)
-            check()
-            self.weights = Weights(transformer, text_encoder, PictureDecoder(self.pack.vae, dtype, device))
-        return self.weights
+    def load_encoder(self, decided: plan.Plan) -> bool:
+        """Open the text encoder, and say whether that was needed. Where it does not stay, the pages of the other
+        weights leave memory for it."""
+        if self.text_encoder is not None:
+            return False
+        if self.weights is not None and not decided.keep_text_encoder:
+            for files in self.weights.files:
+                files.release()
+        states = self.pack.notes.hidden_states
+        self.text_encoder = TextEncoder(self.pack.text_encoder, states, *placed(decided))
+        return True
+
+    def embed(self, words: str, ids: np.ndarray, mask: np.ndarray, decided: plan.Plan, check: Check) -> Tensor:
+        """The prompt's embeddings, cached. Where the plan says so the text encoder is gone afterwards, and after a
+        cancel too. `load_encoder` comes first."""
+        assert self.text_encoder is not None
+        try:
+            embeddings = self.text_encoder.encode(ids, mask, check)
+        finally:
+            if not decided.keep_text_encoder:
+                self.text_encoder.files.release()
+                self.text_encoder = None
+                give_back()
+        self.embeddings.put(words, embeddings)
+        return embeddings
+
+    def load(self, decided: plan.Plan, check: Check) -> bool:
+        """Open the transformer and the decoder, and say whether that was needed."""
+        if self.weights is not None:
+            return False
+        with torch.device("meta"):
+            transformer = Flux2Transformer2DModel.from_config(self.pack.transformer.config)
+        files = linear.build(transformer, self.pack.transformer, *placed(decided))
+        check()
+        decoder = PictureDecoder(self.pack.vae, *placed(decided))
+        self.weights = Weights(transformer, decoder, (files, decoder.files))
+        return True
 
     def denoised(self, request: Request, embeddings: Tensor, device: torch.device, check: Check) -> Iterator[Tensor]:
         """The latents after each step of a complete request, those of its draft first unless they are remembered.
@@ -141,25 +171,27 @@ class TorchBackend:
         request = plan.complete(request, pack)
         assert request.steps is not None
         decided = plan.plan(self.hardware, pack, request, self.name, self._available())
-        device, dtype = torch.device(decided.device), getattr(torch, decided.dtype)
+        _, device = placed(decided)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
-        embeddings = model.embeddings.get(request.prompt)
-        if embeddings is None:
-            ids, mask, _ = model.tokenizer.encode(request.prompt, pack.notes.text_length)
+        encoded = None
+        if (embeddings := model.embeddings.get(request.prompt)) is None:
+            encoded = model.tokenizer.encode(request.prompt, pack.notes.text_length)
         if model is not self._model:
             self.close()  # the old model first: two do not fit where one just does
             self._model = model
-        was_loaded = model.weights is not None
-        weights = model.load(device, dtype, check)
-        load = 0.0 if was_loaded else clock.lap(device)
-
-        encode = 0.0
+        load = encode = 0.0
         if embeddings is None:
-            embeddings = weights.text_encoder.encode(ids, mask, check)
-            model.embeddings.put(request.prompt, embeddings)
+            assert encoded is not None
+            if model.load_encoder(decided):
+                load = clock.lap(device)
+            embeddings = model.embed(request.prompt, encoded[0], encoded[1], decided, check)
             encode = clock.lap(device)
+        if model.load(decided, check):
+            load += clock.lap(device)
+        assert model.weights is not None
+        decoder = model.weights.decoder
 
         total = model.recent.steps_to_make(request)
         yield Step(0, total)
@@ -169,7 +201,11 @@ class TorchBackend:
             yield Step(index, total)
         denoised = clock.lap(device)
 
-        pixels = weights.decoder.decode(latents, token_grid(request, pack), check)
+        if not decided.keep_text_encoder:
+            give_back()
+        pixels = decoder.decode(latents, token_grid(request, pack), check, decided.vae_tile)
+        if not decided.keep_text_encoder:
+            decoder.files.release()
         decode = clock.lap(device)
         yield Picture(
             pixels=pixels,
@@ -197,9 +233,22 @@ class TorchBackend:
     def close(self) -> None:
         """Drop the model. The next picture loads again."""
         self._model = None
-        gc.collect()  # hooks make circles of the modules, which would keep their memory until some later collection
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        give_back()
+
+
+def placed(decided: plan.Plan) -> tuple[torch.dtype, torch.device]:
+    """The plan's number format and device, as torch's."""
+    return getattr(torch, decided.dtype), torch.device(decided.device)
+
+
+def give_back() -> None:
+    """Hand memory that nobody uses any more back to the card or the system."""
+    gc.collect()  # hooks make circles of the modules, which would keep their memory until some later collection
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if platform.system() == "Linux":
+        with suppress(OSError, AttributeError):  # another C library than glibc keeps no such heap
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class Clock:

@@ -1,67 +1,169 @@
 """Packed layers in torch, and the one way weights enter a module.
 
 A packed weight stays packed: codes as bytes, one scale and one bias per group of input features. For 1, 2 and 4 bits
-`w = code * scale + bias` (engine/lowbit.py is the same text in NumPy). The forward pass expands one layer, uses it and
-forgets it. On the CPU codes are never copied into memory: they are pages of the file.
+`w = code * scale + bias` (engine/lowbit.py is the same text in NumPy). The forward pass expands some rows, uses them
+and forgets them. On the CPU codes are never copied into memory: they are pages of the file, and so are big dense layers
+in another number format than the one computed with.
 
 It doesn't know which model the layers belong to.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from engine.memory import BIG_WEIGHTS
 from engine.packs import Component, Quantization
+from engine.torch_backend.mapped import REPAIR, MappedFiles
 from engine.types import EngineError
 
 NAMES_SHOWN = 3  # of the missing or unexpected tensors, in an error sentence
-REPAIR = "fetch or copy the pack again"
+BLOCK = 1 << 21  # weights that a CPU expands at a time: 8 MB in float32, few enough to stay in its caches
+# The codes of one byte, as one word: torch moves a word of 16 bytes as fast as one of 2.
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128, 32: torch.complex128}
+# Where bias = centre * scale in every group, `(code + centre) * scale` is exact and one pass shorter.
+_CENTRES = {1: -0.5, 2: -1.0}
 
 
 @cache
-def code_table(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The codes in every possible byte, least significant bits first: [256, 8 / bits]."""
-    shifts = torch.arange(0, 8, bits, device=device)
-    codes = torch.arange(256, device=device)[:, None] >> shifts & (1 << bits) - 1
-    return codes.to(dtype)
+def code_table(bits: int, dtype: torch.dtype, centre: float, device: torch.device) -> Tensor:
+    """`code + centre` for the codes in every possible byte, least significant bits first: [256] words (or [256, 2])."""
+    codes = torch.arange(256, device=device)[:, None] >> torch.arange(0, 8, bits, device=device) & (1 << bits) - 1
+    values = (codes + centre).to(dtype)
+    words = values.view(_WORDS[values[0].nbytes])
+    return words.squeeze(1)
 
 
-def expand(codes: Tensor, scales: Tensor, biases: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """codes uint8 [N, K * bits / 8], scales and biases [N, K / group_size] -> weights [N, K] in `dtype`."""
+def expand(
+    codes: Tensor, scales: Tensor, biases: Tensor, bits: int, dtype: torch.dtype, centre: float | None = None
+) -> Tensor:
+    """codes uint8 [N, K * bits / 8], scales and biases [N, K / group_size] -> weights [N, K] in `dtype`.
+
+    `centre` is given where `biases == centre * scales`, and saves reading them.
+    """
+    table = code_table(bits, dtype, centre or 0.0, codes.device)
     # int32, because torch takes a uint8 index for a mask, and int64 would be twice the bytes
-    values = F.embedding(codes.int(), code_table(bits, dtype, codes.device)).view(*scales.shape, -1)
+    words = table.index_select(0, codes.flatten().int())
+    values = (torch.view_as_real(words) if words.is_complex() else words).view(dtype).view(*scales.shape, -1)
     # in place, and not by addcmul, which took two to six times as long on a CPU
-    return values.mul_(scales.to(dtype)[..., None]).add_(biases.to(dtype)[..., None]).flatten(1)
+    values.mul_(scales.to(dtype)[..., None])
+    if centre is None:
+        values.add_(biases.to(dtype)[..., None])
+    return values.flatten(1)
 
 
-class Packed(nn.Module):
-    """The three tensors of a packed layer with N rows of K features; made on the meta device, assigned by `build`."""
+class RowBlocks(nn.Module):
+    """A linear layer whose weight is made some rows at a time. Subclasses have `weight` and say what its rows mean."""
 
+    weight: Tensor
+
+    def __init__(self, features: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.features = features
+        self.dtype = dtype
+
+    def rows(self, wanted: slice) -> Tensor:
+        """[n, K] in the number format computed with."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., K] -> [.., N]. Expanded rows live for their own product only."""
+        count = self.weight.shape[0]
+        step = max(1, BLOCK // self.features) if x.device.type == "cpu" else count
+        if count <= step:
+            return F.linear(x, self.rows(slice(None)))
+        flat = x.reshape(-1, self.features)
+        out = x.new_empty(flat.shape[0], count)
+        for start in range(0, count, step):
+            wanted = slice(start, start + step)
+            out[:, wanted] = F.linear(flat, self.rows(wanted))
+        return out.view(*x.shape[:-1], count)
+
+
+class StoredLinear(RowBlocks):
+    """A dense layer that stays in the file's number format."""
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(layer.in_features, dtype)
+        self.register_buffer("weight", torch.empty(layer.out_features, layer.in_features, device="meta"))
+
+    def rows(self, wanted: slice) -> Tensor:
+        return self.weight[wanted].to(self.dtype)
+
+
+class StoredConv2d(nn.Conv2d):
+    """A dense convolution that stays in the file's number format."""
+
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+        names = "in_channels out_channels kernel_size stride padding dilation groups padding_mode".split()
+        same: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        super().__init__(**same, bias=layer.bias is not None, device="meta")
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.to(self.dtype), self.bias)
+
+
+class StoredEmbedding(nn.Module):
+    """A dense table in the file's number format, of which only the rows asked for are read."""
+
+    weight: Tensor
+
+    def __init__(self, layer: nn.Embedding, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.register_buffer("weight", torch.empty(layer.num_embeddings, layer.embedding_dim, device="meta"))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight).to(self.dtype)
+
+
+def _packed_parts(module: nn.Module, rows: int, features: int, quantization: Quantization) -> None:
+    """The three tensors of a packed layer; made on the meta device, assigned by `build`."""
+    groups = features // quantization.group_size
+    codes = torch.empty(rows, features * quantization.bits // 8, dtype=torch.uint8, device="meta")
+    module.register_buffer("weight", codes)
+    module.register_buffer("scales", torch.empty(rows, groups, device="meta"))
+    module.register_buffer("biases", torch.empty(rows, groups, device="meta"))
+
+
+class PackedLinear(RowBlocks):
+    scales: Tensor
+    biases: Tensor
+
+    def __init__(self, layer: nn.Linear, quantization: Quantization, dtype: torch.dtype) -> None:
+        super().__init__(layer.in_features, dtype)
+        self.bits = quantization.bits
+        self.centre: float | None = None
+        _packed_parts(self, layer.out_features, layer.in_features, quantization)
+
+    def find_centre(self) -> None:
+        """Look whether the biases follow from the scales, as ternary and binary ones do. Reads both once."""
+        centre = _CENTRES.get(self.bits)
+        if centre is not None and torch.equal(self.biases, self.scales * centre):
+            self.centre = centre
+
+    def rows(self, wanted: slice) -> Tensor:
+        codes, scales, biases = self.weight[wanted], self.scales[wanted], self.biases[wanted]
+        return expand(codes, scales, biases, self.bits, self.dtype, self.centre)
+
+
+class PackedEmbedding(nn.Module):
     weight: Tensor
     scales: Tensor
     biases: Tensor
 
-    def __init__(self, rows: int, features: int, quantization: Quantization, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Embedding, quantization: Quantization, dtype: torch.dtype) -> None:
         super().__init__()
         self.bits = quantization.bits
         self.dtype = dtype
-        groups = features // quantization.group_size
-        self.register_buffer("weight", torch.empty(rows, features * self.bits // 8, dtype=torch.uint8, device="meta"))
-        self.register_buffer("scales", torch.empty(rows, groups, device="meta"))
-        self.register_buffer("biases", torch.empty(rows, groups, device="meta"))
+        _packed_parts(self, layer.num_embeddings, layer.embedding_dim, quantization)
 
-
-class PackedLinear(Packed):
-    def forward(self, x: Tensor) -> Tensor:
-        """[.., K] -> [.., N]. The expanded weight lives for this call only."""
-        return F.linear(x, expand(self.weight, self.scales, self.biases, self.bits, self.dtype))
-
-
-class PackedEmbedding(Packed):
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] -> [B, L, K]. Only the rows asked for are read."""
         codes, scales, biases = (part[ids.flatten()] for part in (self.weight, self.scales, self.biases))
@@ -76,53 +178,82 @@ def build(
     *,
     prefix: str = "",
     unused: tuple[str, ...] = (),
-) -> None:
-    """Fill `module`, which was made on the meta device, with the tensors of `component`.
+) -> MappedFiles:
+    """Fill `module`, which was made on the meta device, with the tensors of `component`; returns their files.
 
-    A linear or embedding becomes packed where its `scales` exist. Floating tensors outside packed layers are cast to
-    `dtype`; those inside keep the file's. `prefix` is cut off the files' names; names that then start with one of
-    `unused` are left on disk. Raises EngineError when names or shapes don't fit.
+    A linear or embedding becomes packed where its `scales` exist. Other floating tensors are cast to `dtype`, except
+    that big layers on a CPU keep the file's, as the parts of packed ones do. `prefix` is cut off the files' names;
+    names that then start with one of `unused` are left on disk. Raises EngineError when names or shapes don't fit.
     """
+    files = MappedFiles(component)
     tensors = {
         name: tensor
-        for full_name, tensor in _mapped_tensors(component)
+        for full_name, tensor in files.items()
         if not (name := full_name.removeprefix(prefix)).startswith(unused)
     }
     packed = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
-    modules = dict(module.named_modules())
-    for name in packed & modules.keys():
-        parent, _, child = name.rpartition(".")
-        setattr(modules[parent], child, _packed_twin(name, modules[name], component, dtype))
+    kept = _put_twins(module, tensors, packed, component, dtype, device)
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
         if layer in packed:
             # bytes, not uint32 words: a little-endian word holds its codes in the order of its bytes
             tensors[name] = tensor.view(torch.uint8).to(device) if kind == "weight" else tensor.to(device)
-        else:
+        elif name not in kept:
             tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
     _refuse_misfits(module.state_dict(), tensors, component)
     module.requires_grad_(False)
     module.load_state_dict(tensors, assign=True)
     module.eval()
+    for part in module.modules():
+        if isinstance(part, PackedLinear):
+            part.find_centre()
+    files.release()  # what was cast or looked at has been copied; what is used in place comes back when it is used
+    return files
 
 
-def _mapped_tensors(component: Component) -> Iterator[tuple[str, Tensor]]:
-    for file in component.files:
-        try:
-            with safe_open(file, framework="pt") as tensors:  # the tensors outlive this and hold the mapping themselves
-                for name in tensors.keys():  # noqa: SIM118  (a safe_open is no dict)
-                    yield name, tensors.get_tensor(name)
-        except (OSError, SafetensorError) as fault:
-            raise EngineError(f"{file} cannot be read ({fault}); {REPAIR}") from None
+def _put_twins(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    packed: set[str],
+    component: Component,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> set[str]:
+    """Replace the layers that stay as the file has them; returns the names of the big dense weights among theirs."""
+    kept = set()
+    for name, layer in list(module.named_modules()):
+        weight = tensors.get(f"{name}.weight")
+        if name in packed:
+            twin = _packed_twin(name, layer, component, dtype)
+        elif device.type == "cpu" and weight is not None and is_big(layer, weight) and weight.dtype != dtype:
+            twin = _STORED[type(layer)](layer, dtype)
+            kept.add(f"{name}.weight")
+        else:
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, twin)
+    return kept
 
 
-def _packed_twin(name: str, layer: nn.Module, component: Component, dtype: torch.dtype) -> Packed:
+def is_big(layer: nn.Module, weight: Tensor) -> bool:
+    """Whether a dense layer is better cast whenever it is used than copied into another number format."""
+    return type(layer) in _STORED and weight.nbytes >= BIG_WEIGHTS.get(weight.ndim, math.inf)
+
+
+_STORED: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Linear: StoredLinear,
+    nn.Embedding: StoredEmbedding,
+    nn.Conv2d: StoredConv2d,
+}
+
+
+def _packed_twin(name: str, layer: nn.Module, component: Component, dtype: torch.dtype) -> nn.Module:
     if component.quantization is None:
         raise EngineError(f"{component.folder} has {name}.scales, but its configuration names no bits; {REPAIR}")
     if isinstance(layer, nn.Linear):
-        return PackedLinear(layer.out_features, layer.in_features, component.quantization, dtype)
+        return PackedLinear(layer, component.quantization, dtype)
     if isinstance(layer, nn.Embedding):
-        return PackedEmbedding(layer.num_embeddings, layer.embedding_dim, component.quantization, dtype)
+        return PackedEmbedding(layer, component.quantization, dtype)
     raise EngineError(f"{component.folder} has {name}.scales, but {name} is no layer that can be packed; {REPAIR}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.packs import Component
 from engine.torch_backend import linear
+from engine.torch_backend.mapped import REPAIR
 from engine.types import EngineError
 
 
@@ -27,7 +28,7 @@ class TextEncoder:
 
         depth, layers = component.config["num_hidden_layers"], max(hidden_states)
         if layers > depth:
-            raise EngineError(f"{component.folder} has {depth} layers, so no state {layers}; {linear.REPAIR}")
+            raise EngineError(f"{component.folder} has {depth} layers, so no state {layers}; {REPAIR}")
         cut = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
         # `quantization` is MLX's key for its own use, and ours through component.quantization
         config = Qwen3Config(**{k: v for k, v in component.config.items() if k != "quantization"} | cut)
@@ -38,7 +39,7 @@ class TextEncoder:
         # Its frequencies are in no file, so the ones made on the meta device have no values.
         self.model.rotary_emb = Qwen3RotaryEmbedding(config).to(device)
         unused = ("norm.", "lm_head.", *(f"layers.{number}." for number in range(layers, depth)))
-        linear.build(self.model, component, dtype, device, prefix="model.", unused=unused)
+        self.files = linear.build(self.model, component, dtype, device, prefix="model.", unused=unused)
         self.hidden_states = hidden_states
         self.device = device
         self._states: dict[int, Tensor] = {}
