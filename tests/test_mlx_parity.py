@@ -16,6 +16,7 @@ from engine.mlx_backend import backend as mlx_backend  # noqa: E402
 from engine.mlx_backend.transformer import token_ids  # noqa: E402
 from engine.mlx_backend.vae import PictureEncoder  # noqa: E402
 from engine.packs import Pack, open_pack  # noqa: E402
+from engine.plan import Plan
 from engine.torch_backend import backend as torch_backend  # noqa: E402
 from engine.torch_backend import transformer as torch_text  # noqa: E402
 from engine.types import Picture, Request  # noqa: E402
@@ -38,7 +39,9 @@ def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def torch_model(pack: Pack) -> torch_backend.Model:
     model = torch_backend.Model(pack.folder)
-    model.load(torch.device("cpu"), torch.float32, silent)
+    exact = Plan("torch", "cpu", "float32", "")
+    model.load_encoder(exact)
+    model.load(exact, silent)
     return model
 
 
@@ -59,7 +62,7 @@ def relative_error(found: mx.array, expected: torch.Tensor) -> float:
 
 def embeddings(torch_model: torch_backend.Model) -> torch.Tensor:
     ids, mask, _ = torch_model.tokenizer.encode(PROMPT, torch_model.pack.notes.text_length)
-    return torch_model.weights.text_encoder.encode(ids, mask, silent)
+    return torch_model.text_encoder.encode(ids, mask, silent)
 
 
 def tokens(pack: Pack) -> np.ndarray:
@@ -70,7 +73,7 @@ def tokens(pack: Pack) -> np.ndarray:
 @pytest.mark.parametrize("prompt", [PROMPT, "a लाल वृत्त, வட்டம் 3"])
 def test_text_states(torch_model, mlx_model, prompt: str) -> None:  # type: ignore[no-untyped-def]
     ids, mask, _ = torch_model.tokenizer.encode(prompt, torch_model.pack.notes.text_length)
-    expected = torch_model.weights.text_encoder.encode(ids, mask, silent)
+    expected = torch_model.text_encoder.encode(ids, mask, silent)
     assert relative_error(mlx_model.text_encoder.encode(ids, mask, silent), expected) < CLOSE
 
 
