@@ -16,7 +16,7 @@ from engine.mlx_backend import backend as mlx_backend  # noqa: E402
 from engine.mlx_backend.transformer import token_ids  # noqa: E402
 from engine.mlx_backend.vae import PictureEncoder  # noqa: E402
 from engine.packs import Pack, open_pack  # noqa: E402
-from engine.plan import Plan
+from engine.plan import Plan  # noqa: E402
 from engine.torch_backend import backend as torch_backend  # noqa: E402
 from engine.torch_backend import transformer as torch_text  # noqa: E402
 from engine.types import Picture, Request  # noqa: E402
