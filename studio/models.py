@@ -4,13 +4,14 @@ Knows the catalogue, the packs and the plan, not the page. Reads only the packs'
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine import catalog
 from engine.hardware import detect
 from engine.packs import Notes, open_pack
-from engine.plan import plan
+from engine.plan import plan, token_side
 from engine.types import EngineError, Request
 from studio.settings import Settings
 
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 class Offer:
     """One model to choose: `model` is what a Request carries, `why` where it runs and for what reason.
 
-    `sizes` are (width, height) in pixels, the default first; `words` how many words it knows, None: any.
+    `sizes` are (width, height) in pixels, the default first; `words` how many words it knows, None: any. `variant` is
+    ternary, binary or dense; `grid` what both sides of a picture are multiples of; `languages` it was trained on.
     """
 
     model: str
@@ -31,6 +33,25 @@ class Offer:
     sizes: tuple[tuple[int, int], ...]
     steps: int
     words: int | None = None
+    variant: str = ""
+    grid: int = 32
+    languages: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """One word where the family is clear, as under a picture."""
+        return self.variant or self.label
+
+    def draft(self, width: int, height: int) -> tuple[int, int]:
+        """About half a size, on the model's grid: a quarter of the work, to be refined when it pleases."""
+        return tuple(max(2, int(side / 2 / self.grid + 0.5)) * self.grid for side in (width, height))  # type: ignore[return-value]
+
+
+def sibling(offer: Offer, all_offers: Iterable[Offer]) -> Offer | None:
+    """The same model in the other low-bit weights: binary for ternary, ternary for binary (and for the reference)."""
+    wanted = "binary" if offer.variant == "ternary" else "ternary"
+    family = offer.model.rpartition("-")[0]
+    return next((other for other in all_offers if family and other.model == f"{family}-{wanted}"), None)
 
 
 def offers(settings: Settings) -> tuple[Offer, ...]:
@@ -59,8 +80,13 @@ def _offer(model: str, settings: Settings) -> Offer:
     known = catalog.MODELS.get(model)
     if settings.backend == "fake" and known and model not in catalog.installed(settings.data_dir):
         notes, why = Notes(known.label, demo=known.demo), "fake: a gradient, because no model was asked for or is here"
+        variant, grid = known.variant, 2 * token_side(None)
     else:
         pack = open_pack(catalog.find(model, settings.data_dir))
         notes, why = pack.notes, plan(detect(), pack, Request(prompt="", model=model), settings.backend).why
+        variant, grid = pack.variant, 2 * token_side(pack)
     words = None if notes.vocabulary is None else len(notes.vocabulary)
-    return Offer(model, known.label if known else notes.label, notes.demo, why, notes.sizes, notes.steps, words)
+    label = known.label if known else notes.label
+    return Offer(
+        model, label, notes.demo, why, notes.sizes, notes.steps, words, variant, grid, notes.languages
+    )  # fmt: skip

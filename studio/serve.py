@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from engine.types import BadRequest
 from engine.worker import Worker
-from studio import models, pictures, privacy, ui
+from studio import files, models, pictures, privacy, ui
+from studio.history import History
+from studio.jobs import Jobs
 from studio.settings import Settings, make_folder, start_log
-from studio.template import ASSETS
+from studio.template import ASSETS, style_sheets
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -39,11 +41,13 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     port = free_port(settings.host, settings.port)
     if port != settings.port:
         say(f"Port {settings.port} is taken, using {port}.")
+    history = History(settings.data_dir)
     engine = Worker(settings.backend, data_dir=settings.data_dir)
+    jobs = Jobs(history, engine)
     blocks = None
     try:
-        blocks = ui.build(engine, settings, offers, models.installable(settings.data_dir))
-        address = launch(blocks, replace(settings, port=port))
+        blocks = ui.build(history, jobs, settings, offers, models.installable(settings.data_dir))
+        address = launch(blocks, replace(settings, port=port), history)
         log.info("serving %s with %s: %s", address, offers[0].model, offers[0].why)
         say(f"Niwaki is open at {address} (stop it with Ctrl-C).")
         say(f"Model: {offers[0].label}. {offers[0].why}")
@@ -52,7 +56,9 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             pass
         say("Stopping.")
     finally:
+        jobs.close()
         engine.close()
+        history.close()
         if blocks is not None:
             blocks.close(verbose=False)
         log.info("stopped")
@@ -70,9 +76,11 @@ def prepare(settings: Settings) -> None:
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 
 
-def launch(blocks: "gr.Blocks", settings: Settings) -> str:
+def launch(blocks: "gr.Blocks", settings: Settings, history: History) -> str:
     """Start serving in the background on exactly `settings.port`; returns the address to open."""
-    blocks.launch(**launch_options(settings))
+    options = launch_options(settings)
+    options["app_kwargs"]["routes"] = files.routes(history)
+    blocks.launch(**options)
     host = "127.0.0.1" if settings.host in privacy.EVERYWHERE else settings.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/"
 
@@ -100,7 +108,7 @@ def launch_options(settings: Settings) -> dict[str, Any]:
         max_file_size="20mb",
         allowed_paths=[],
         theme=gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
-        css_paths=[ASSETS / "studio.css"],
+        css_paths=style_sheets(),
         favicon_path=ASSETS / "niwaki.svg",
         app_kwargs={"middleware": privacy.guard(settings.host)},
     )

@@ -23,11 +23,28 @@ def filling(**values: Any) -> Filling:
 
 
 def template(name: str, value: Filling, elem_id: str) -> "gr.HTML":
-    """`assets/<name>.html` as a component. `value`, and whatever an event sends later, comes from `filling`."""
+    """A component of ours: `assets/<name>/<name>.html` with the script beside it, or a part without one.
+
+    `value`, and whatever an event sends later, comes from `filling`.
+    """
     import gradio as gr
 
-    text = (ASSETS / f"{name}.html").read_text(encoding="utf-8")
-    return gr.HTML(value, html_template=text, js_on_load=None, apply_default_css=False, elem_id=elem_id)
+    folder = ASSETS / name
+    script = folder / f"{name}.js"
+    file = folder / f"{name}.html" if folder.is_dir() else ASSETS / "parts" / f"{name}.html"
+    return gr.HTML(
+        value,
+        html_template=file.read_text(encoding="utf-8"),
+        js_on_load=script.read_text(encoding="utf-8") if script.is_file() else None,
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def style_sheets() -> list[Path]:
+    """Every style sheet of the page, the tokens first."""
+    first = [ASSETS / "tokens.css", ASSETS / "page.css"]
+    return [*first, *sorted(ASSETS.glob("*/*.css"))]
 
 
 def _literal(value: Any) -> Any:

@@ -11,13 +11,16 @@ from engine.catalog import MODELS
 from engine.types import Picture, Request, Step
 from engine.worker import Worker
 from studio import serve, ui
+from studio.history import History
+from studio.jobs import Jobs
 from studio.models import Offer
 from studio.settings import Settings, start_log
 
 WORDS = {"a", "two", "red", "green", "blue", "circle", "circles", "triangle", "on", "yellow", "background", "slow"}
 SIZES = ((256, 256), (128, 128), (192, 128))
 OFFERS = (
-    Offer("seedling-ternary", "Seedling, ternary weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20),
+    Offer("seedling-ternary", "Seedling, ternary weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20, "ternary"),
+    Offer("seedling-binary", "Seedling, 1-bit weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20, "binary"),
     Offer("bonsai-binary", "Bonsai Image 4B, 1-bit weights", False, "cuda: a big card", ((512, 512), (96, 64)), 6),
 )
 
@@ -44,6 +47,8 @@ class Served:
     blocks: Any
     settings: Settings
     engine: Worker
+    history: History
+    jobs: Jobs
 
 
 @contextmanager
@@ -52,10 +57,14 @@ def served(data_dir: Path, host: str = "127.0.0.1") -> Iterator[Served]:
     settings = Settings(data_dir, host=host, port=serve.free_port(host, 8600), backend="fake", open_browser=False)
     start_log(settings)
     serve.prepare(settings)
+    history = History(data_dir)
     engine = SlowWorker("fake", data_dir=data_dir)
-    blocks = ui.build(engine, settings, OFFERS, [MODELS["bonsai-ternary"]])
+    jobs = Jobs(history, engine)
+    blocks = ui.build(history, jobs, settings, OFFERS, [MODELS["klein-dense"]])
     try:
-        yield Served(serve.launch(blocks, settings), blocks, settings, engine)
+        yield Served(serve.launch(blocks, settings, history), blocks, settings, engine, history, jobs)
     finally:
+        jobs.close()
         engine.close()
+        history.close()
         blocks.close(verbose=False)

@@ -1,0 +1,86 @@
+"""The page's components by name, and events wired to functions that answer with a Look.
+
+Knows gradio's ways (one output list per event, hints that ask for the request) so that nobody else has to. A Look may
+name any part; what a part needs besides its value (choices, a label) its `show` function makes of it.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from studio.page import Look, Page, Tab
+
+Show = Callable[[Any], Any]
+
+
+class Board:
+    """Names for components. Regions add theirs with `add` and wire them with `on`, after all are laid out."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.parts: dict[str, Any] = {}
+        self._shows: dict[str, Show] = {}
+
+    def add(self, name: str, component: Any, show: Show | None = None) -> Any:
+        """Name a component; `show` turns what a Look says into gradio's update, the value itself where there is none."""
+        self.parts[name] = component
+        if show is not None:
+            self._shows[name] = show
+        return component
+
+    def on(
+        self, trigger: Any, answer: Callable[..., Look | Iterator[Look]], inputs: Sequence[str] = (), *,
+        outputs: Sequence[str] | None = None, event: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
+        """Wire `trigger` (a component's event, or a list of them) to answer(tab, [event data,] *values of `inputs`).
+
+        A generator function streams Looks and runs beside others; anything else answers at once, past gradio's queue.
+        `outputs` None: every part; empty: the answer is thrown away.
+        """
+        import gradio as gr
+
+        names = tuple(self.parts if outputs is None else outputs)
+
+        def once(request: gr.Request, data: gr.EventData, *values: Any) -> Any:
+            given = (data._data or {},) if event else ()
+            tab = self.tab(request)
+            return self.update(tab, answer(tab, *given, *values), names)
+
+        def stream(request: gr.Request, data: gr.EventData, *values: Any) -> Iterator[Any]:
+            given = (data._data or {},) if event else ()
+            tab = self.tab(request)
+            for look in answer(tab, *given, *values):
+                yield self.update(tab, look, names)
+
+        streams = inspect.isgeneratorfunction(answer)
+        chosen: dict[str, Any] = dict(
+            fn=stream if streams else once,
+            inputs=[self.parts[name] for name in inputs],
+            outputs=[self.parts[name] for name in names],
+            show_progress="hidden",
+            api_visibility="private",
+            trigger_mode="multiple",
+        )
+        # A stream lasts as long as the queue is busy: any number of tabs may look.
+        chosen |= dict(concurrency_limit=None) if streams else dict(queue=False)
+        chosen |= options
+        return gr.on(trigger, **chosen) if isinstance(trigger, list) else trigger(**chosen)
+
+    def update(self, tab: Tab, look: Look, names: Sequence[str] | None = None) -> Any:
+        """A Look as gradio takes it from a function whose outputs are these parts (None: all)."""
+        import gradio as gr
+
+        tab.shown.update(look)
+        wanted = self.parts if names is None else names
+        found = {self.parts[name]: self._shown(name, value) for name, value in look.items() if name in wanted}
+        if found or not wanted:
+            return found or None
+        return gr.skip() if len(wanted) == 1 else tuple(gr.skip() for _ in wanted)
+
+    def tab(self, request: Any) -> Tab:
+        """The tab that a gradio request comes from."""
+        return self.page.tab(str(request.session_hash))
+
+    def _shown(self, name: str, value: Any) -> Any:
+        show = self._shows.get(name)
+        return value if show is None else show(value)

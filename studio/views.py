@@ -1,0 +1,263 @@
+"""What the page says about rows of the history: records, captions, rows of the tree and of the queue.
+
+Knows words and order, not SQL and not gradio. Everything handed out has been through `filling`, so a template can show
+whatever a person wrote.
+"""
+
+import itertools
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from studio import files, lineage
+from studio.diff import GONE, NEW, SAME, Piece
+from studio.models import Offer
+from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Image, Job, Revision
+from studio.template import Filling, filling
+
+PROMPT_SHOWN = 160  # characters of a prompt where only a glance is wanted; captions and alt texts show all of it
+BRANCHES = 5  # how deep the tree is indented; deeper pictures stand below each other
+
+Words = Sequence[Piece]
+Labels = Mapping[int, str]  # revision -> label
+
+ENDS = {STOPPED: "stopped", FAILED: "failed", INTERRUPTED: "interrupted: retry it", WAITING: "waiting", RUNNING: "starting"}
+
+
+def record(image: Image, labels: Labels) -> dict[str, Any]:
+    """A picture as strip, stage, tree and library know it."""
+    request = image.request
+    assert request.width and request.height, "a stored recipe is complete"
+    label = labels.get(image.revision, "")
+    return {
+        "id": image.id,
+        "url": files.picture(image),
+        "thumb": files.thumb(image),
+        "file": f"niwaki-{label or image.id}-{request.seed}.png",
+        "alt": request.prompt,
+        "name": f"{label} · {request.seed}" if label else str(request.seed),
+        "ratio": round(request.width / request.height, 4),
+        "rating": rating(image),
+        "is_kept": str(image.kept is True).lower(),
+        "is_rejected": str(image.kept is False).lower(),
+        "tags": ", ".join(image.tags),
+        "gone": image.deleted_at is not None,
+    }
+
+
+def rating(image: Image) -> str:
+    return {True: "kept", False: "rejected", None: ""}[image.kept]
+
+
+def strip(images: Iterable[Image], labels: Labels, batch: Sequence[int], kept: int, project: int) -> Filling:
+    """Pictures in order, oldest first; `batch` are the ids that 1 to 4 pick."""
+    return filling(
+        pictures=[record(image, labels) for image in images], batch=list(batch), kept=kept, project=project
+    )  # fmt: skip
+
+
+def tree(images: Iterable[Image], revisions: Sequence[Revision]) -> Filling:
+    """Every picture under the one it came from, the families in the order of the prompt's revisions.
+
+    The main line r1, r2, r3 stays at the left; a branch such as r2a is indented below r2.
+    """
+    of_revision: dict[int, list[Image]] = {}
+    for image in images:
+        of_revision.setdefault(image.revision, []).append(image)
+    labels = {revision.id: revision.label for revision in revisions}
+    rows = []
+    for revision in _drawn(revisions):
+        for node in lineage.tree(of_revision.get(revision.id, [])):
+            image, depth = node.image, node.depth + _branchings(revision.label)
+            rows.append(
+                {
+                    "id": image.id, "thumb": files.thumb(image), "depth": min(depth, BRANCHES), "how": _how(image),
+                    "name": record(image, labels)["name"], "rating": rating(image),
+                }
+            )  # fmt: skip
+    return filling(rows=rows)
+
+
+def stage(
+    image: Image, other: Image | None, labels: Labels, brother: str, can: Collection[str], menu: Mapping[str, str]
+) -> Filling:
+    """Picture A, and B under it. `brother` names the model that could draw the same; `menu` holds further actions."""
+    return filling(
+        a=record(image, labels), b=record(other, labels) if other else "", mode="slider" if other else "one",
+        other=brother, can_vary="vary" in can, can_refine="refine" in can,
+        actions=[{"name": name, "label": label} for name, label in menu.items()],
+    )  # fmt: skip
+
+
+def empty(examples: Sequence[tuple[str, str]], installed: str) -> Filling:
+    """The stage before the first picture: prompts that run, and what is installed."""
+    shown = [{"lang": lang, "text": text, "index": index} for index, (lang, text) in enumerate(examples)]
+    return filling(a="", b="", mode="one", examples=shown, installed=installed)
+
+
+def no_caption() -> Filling:
+    return filling(words=[], facts=[], unknown="")
+
+
+def words(parts: Words, around: int | None = None) -> list[dict[str, Any]]:
+    """A diff for a template; with `around`, unchanged stretches are cut to that many words next to a change."""
+    shown: list[dict[str, Any]] = []
+    for index, part in enumerate(parts):
+        text = part.text.strip()
+        if part.kind == SAME and around is not None:
+            text = _shortened(text, around, first=index == 0, last=index == len(parts) - 1)
+        if text:
+            shown.append({"text": text, "added": part.kind == NEW, "gone": part.kind == GONE})
+    return shown
+
+
+def changed(parts: Words) -> bool:
+    return any(part.kind != SAME for part in parts)
+
+
+def caption(image: Image, other: Image | None, parts: Words, offers: Mapping[str, Offer]) -> Filling:
+    """Under the stage: the prompt or how it changed, what else differs between the two, the seconds."""
+    mine, theirs = _parameters(image, offers), _parameters(other, offers) if other else {}
+    facts = []
+    for name, value in mine.items():
+        before = theirs.get(name, value)
+        differs = other is not None and before != value
+        facts.append({"text": f"{before} → {value}" if differs else value, "kind": "differs" if differs else ""})
+    same = other is not None and not changed(parts)
+    shown = [{"text": "Same words.", "added": False, "gone": False}] if same else words(parts)
+    return filling(words=shown, facts=facts, unknown=listed(image.details.get("unknown_words") or ()))
+
+
+def queue(jobs: Sequence[Job], labels: Labels) -> Filling:
+    """The chip and its rows: what runs and waits in order, then what ended without a picture."""
+    running = sum(job.state == RUNNING for job in jobs)
+    waiting = [job for job in jobs if job.state == WAITING]
+    ended = [job for job in jobs if job.over and job.state != DONE]
+    rows = []
+    for job in [*(job for job in jobs if not job.over), *ended]:
+        rows.append(
+            {
+                "id": job.id, "state": job.state, "label": _job_label(job, labels), "text": job_text(job),
+                "prompt": job.request.prompt[:PROMPT_SHOWN], "can_cancel": not job.over,
+                "can_retry": job.over, "can_move": job.state == WAITING and len(waiting) > 1,
+            }
+        )  # fmt: skip
+    if running or waiting:
+        summary = ", ".join(filter(None, [f"{running} running" * bool(running), f"{len(waiting)} waiting" * bool(waiting)]))
+    else:
+        summary = f"{len(ended)} to retry" if ended else "Queue empty"
+    return filling(state="busy" if running or waiting else "idle", summary=summary, rows=rows)
+
+
+def job_text(job: Job) -> str:
+    """Where a job is, as a phrase."""
+    if job.state == RUNNING and job.total:
+        return f"Step {job.step} of {job.total}{_left(job.seconds_left)}"
+    if job.state == RUNNING:
+        return f"Getting the model ready{_left(job.seconds_left)}"
+    if job.error:
+        return sentence(job.error)
+    return sentence(ENDS.get(job.state, job.state))
+
+
+def progress(jobs: Sequence[Job]) -> Filling:
+    """Under Generate: the running job of this tab, else the first that waits, else nothing."""
+    job = next((job for job in jobs if job.state == RUNNING), None) or next((j for j in jobs if j.state == WAITING), None)
+    if job is None:
+        return idle()
+    waiting = sum(each.state == WAITING for each in jobs) - (job.state == WAITING)
+    text = job_text(job) if job.state == RUNNING else "Waiting for another picture"
+    return filling(
+        state="busy", text=text + (f"; {waiting} more waiting" if waiting else ""), done=job.step, total=job.total, preview=""
+    )
+
+
+def idle(state: str = "idle", text: str = "") -> Filling:
+    """`state` idle, done, stopped or error, with its sentence."""
+    return filling(state=state, text=text, done=0, total=1, preview="")
+
+
+def revisions(rows: Sequence[Revision], diffs: Mapping[int, Words], counts: Mapping[int, int], current: int) -> Filling:
+    """Newest first, each with the words that changed from its parent, or its first words."""
+    listed_rows = []
+    for revision in reversed(rows):
+        parts = diffs.get(revision.id) or [Piece(SAME, revision.prompt[:PROMPT_SHOWN])]
+        count = counts.get(revision.id, 0)
+        listed_rows.append(
+            {
+                "id": revision.id, "label": revision.label, "current": revision.id == current,
+                "words": words(parts, around=1 if changed(parts) else None), "count": f"{count} pictures" if count > 1 else "",
+            }
+        )  # fmt: skip
+    return filling(rows=listed_rows)
+
+
+def listed(items: Sequence[str]) -> str:
+    """“a”, “b” and “c”; from a long list the first eight, and how many more there are."""
+    parts = [f"“{word}”" for word in items[:8]]
+    if len(items) > 8:
+        parts.append(f"{len(items) - 8} more")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def sentence(text: str) -> str:
+    """A message as the page shows it: a capital first, a full stop last."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _parameters(image: Image, offers: Mapping[str, Offer]) -> dict[str, str]:
+    request = image.request
+    offer = offers.get(request.model)
+    return {
+        "model": offer.short if offer else request.model,
+        "seed": f"seed {request.seed}",
+        "size": f"{request.width} × {request.height}",
+        "steps": f"{request.steps} steps",
+        "how": _how(image),
+        "seconds": f"{image.seconds:.2f} s",
+    }
+
+
+def _how(image: Image) -> str:
+    return "" if image.op in ("", "make") else image.op
+
+
+def _drawn(revisions: Sequence[Revision]) -> Iterator[Revision]:
+    """Every revision, then the branches that leave it, then the one that follows it on its own line."""
+    known = {revision.id for revision in revisions}
+    after: dict[int | None, list[Revision]] = {}
+    for revision in revisions:
+        after.setdefault(revision.parent if revision.parent in known else None, []).append(revision)
+    ahead = after.get(None, [])[::-1]
+    while ahead:
+        revision = ahead.pop()
+        yield revision
+        depth = _branchings(revision.label)
+        ahead += sorted(after.get(revision.id, []), key=lambda r: (_branchings(r.label) > depth, -r.id))
+
+
+def _branchings(label: str) -> int:
+    """How often a label leaves the main line: r2 never, r2a once, r2a3b twice."""
+    return len(re.findall(r"[a-z]+", label[1:]))
+
+
+def _job_label(job: Job, labels: Labels) -> str:
+    return f"{labels.get(job.revision, f'job {job.id}')} · {job.request.seed}"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f", about {max(seconds, 0.1):.1f} s left" if seconds < 10 else f", about {seconds:.0f} s left"
+    return f", about {seconds / 60:.0f} min left"
+
+
+def _shortened(text: str, around: int, first: bool, last: bool) -> str:
+    parts = text.split(" ")
+    head = [] if first else parts[:around]
+    tail = [] if last else parts[-around:]
+    if len(head) + len(tail) >= len(parts):
+        return text
+    return " ".join(itertools.chain(head, ["…"], tail))
