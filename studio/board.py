@@ -22,14 +22,14 @@ class Board:
         self._shows: dict[str, Show] = {}
 
     def add(self, name: str, component: Any, show: Show | None = None) -> Any:
-        """Name a component; `show` turns what a Look says into gradio's update, the value itself where there is none."""
+        """Name a component; `show` turns what a Look says into gradio's update. Without it that is the value."""
         self.parts[name] = component
         if show is not None:
             self._shows[name] = show
         return component
 
     def on(
-        self, trigger: Any, answer: Callable[..., Look | Iterator[Look]], inputs: Sequence[str] = (), *,
+        self, trigger: Any, answer: Callable[..., Any], inputs: Sequence[str] = (), *,
         outputs: Sequence[str] | None = None, event: bool = False, **options: Any,
     ) -> Any:  # fmt: skip
         """Wire `trigger` (a component's event, or a list of them) to answer(tab, [event data,] *values of `inputs`).

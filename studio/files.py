@@ -15,6 +15,7 @@ from studio.history import IMAGES, History
 from studio.rows import Image
 
 PIECE = 20  # hex digits of the SHA-256: 80 bits
+ADDRESS = r"(\d{1,15})-([0-9a-f]{20})\.\w{3,4}"
 FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 
 
@@ -34,7 +35,7 @@ def routes(history: History) -> list[Route]:
     """The two routes, for launch(app_kwargs={"routes": ..})."""
 
     def find(request: Request) -> Image | None:
-        match = re.fullmatch(r"(\d{1,15})-([0-9a-f]{%d})\.\w{3,4}" % PIECE, request.path_params["name"])
+        match = re.fullmatch(ADDRESS, request.path_params["name"])
         rows = history.select(IMAGES.where(t.image.c.id == int(match[1]))) if match else ()
         return next((image for image in rows if match and image.sha256.startswith(match[2])), None)
 

@@ -4,6 +4,7 @@ Knows the catalogue, the packs and the plan, not the page. Reads only the packs'
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,16 @@ class Offer:
         return self.variant or self.label
 
     def draft(self, width: int, height: int) -> tuple[int, int]:
-        """About half a size, on the model's grid: a quarter of the work, to be refined when it pleases."""
-        return tuple(max(2, int(side / 2 / self.grid + 0.5)) * self.grid for side in (width, height))  # type: ignore[return-value]
+        """About half a size in exactly its shape, so that it can be refined to it; the size itself where none is."""
+        across, down = width // self.grid, height // self.grid
+        whole = math.gcd(across, down)
+        part = max(1, whole // 2)
+        return across // whole * part * self.grid, down // whole * part * self.grid
+
+    def refined(self, width: int, height: int) -> tuple[int, int]:
+        """What a picture of this size is refined to: the next larger declared size of its shape, else twice as wide."""
+        larger = [size for size in self.sizes if size[0] > width and size[0] * height == size[1] * width]
+        return min(larger, default=(2 * width, 2 * height))
 
 
 def sibling(offer: Offer, all_offers: Iterable[Offer]) -> Offer | None:

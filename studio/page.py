@@ -88,7 +88,7 @@ class Page:
     def project(self, owner: str, wanted: object) -> Project:
         """The project of that id; where it is none of this owner's, the one used last."""
         try:
-            return self.history.project(owner, int(wanted))  # type: ignore[call-overload,no-any-return]
+            return self.history.project(owner, int(wanted))  # type: ignore[call-overload]
         except (BadRequest, TypeError, ValueError):
             return self.history.last_project(owner)
 
@@ -255,7 +255,7 @@ class Page:
 
     def controls(self, saved: Mapping[str, Any]) -> Look:
         """A project's saved controls, with what is missing or no longer possible put right."""
-        model = saved.get("model") if saved.get("model") in self.offers else self.first.model
+        model = str(saved.get("model")) if saved.get("model") in self.offers else self.first.model
         offer = self.offers[model]
         return {
             "model": model, "size": (model, saved.get("size") or f"{offer.sizes[0][0]}x{offer.sizes[0][1]}"),
@@ -296,4 +296,5 @@ class Page:
         if isinstance(error, EngineError):
             return {"progress": views.idle("error", views.sentence(str(error)))}
         log.error("a handler failed", exc_info=error)
-        return {"progress": views.idle("error", f"Something in Niwaki broke; the details are in {self.settings.log_file}.")}
+        broken = f"Something in Niwaki broke; the details are in {self.settings.log_file}."
+        return {"progress": views.idle("error", broken)}

@@ -6,15 +6,17 @@ Knows requests and jobs, not gradio. Every function hands out Looks and never ra
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from engine.chain import STRENGTHS, default_start
 from engine.types import BadRequest, Request
 from studio import views
 from studio.models import sibling
 from studio.page import Look, Page, Tab
 from studio.rows import RUNNING, WAITING, Image, Job
 
-NEW_SEEDS = 2**32  # the dice's; noise repeats after that many
+NEW_SEEDS = 1_000_000  # the dice's: many enough, and short enough to be read out and typed
 SEEDS = 4  # of one Shift+Enter
 CONTROLS = ("size", "quality", "seed", "lock", "steps", "model", "base")  # saved with the prompt as it is typed
 
@@ -24,6 +26,12 @@ class Runs:
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        page.operations |= {
+            "vary": ("Vary, subtle", partial(self._vary, "subtle")),
+            "refine": ("Refine", self._refine),
+            "vary medium": ("Vary, medium", partial(self._vary, "medium")),
+            "vary strong": ("Vary, strong", partial(self._vary, "strong")),
+        }
 
     def run(self, tab: Tab, prompt: str, controls: Mapping[str, Any], shown: object, count: int = 1) -> Iterator[Look]:
         """Queue what the controls say (with `count` new seeds each) and follow it; `shown` is the stage's value."""
@@ -89,6 +97,27 @@ class Runs:
             yield self.page.refused(error)
             return
         yield from self.page.operations[name][1](tab, image)
+
+    def _vary(self, how: str, tab: Tab, image: Image) -> Iterator[Look]:
+        """The same words and seed with a share of other noise mixed in; the chain is in the recipe."""
+        step = (secrets.randbelow(NEW_SEEDS), STRENGTHS[how])
+        request = replace(image.request, variations=(*image.request.variations, step))
+        yield from self.again(tab, image, request, f"vary {how}")
+
+    def _refine(self, tab: Tab, image: Image) -> Iterator[Look]:
+        """The picture as a draft, enlarged and drawn on from there. Both stay."""
+        old = image.request
+        offer = self.page.offers.get(old.model)
+        try:
+            if offer is None:
+                raise BadRequest(f"the model {old.model!r} is not installed: refine a picture of another one")
+            width, height = offer.refined(old.width or 0, old.height or 0)
+            start = default_start(old.steps or 0)
+            request = Request(old.prompt, old.model, old.seed, width, height, old.steps, draft=old, start=start)
+        except Exception as error:
+            yield self.page.refused(error)
+            return
+        yield from self.again(tab, image, request, "refine")
 
     def request(self, prompt: str, controls: Mapping[str, Any]) -> Request:
         """The controls as a request. Raises BadRequest for an empty number and an unknown model."""

@@ -60,8 +60,8 @@ def _wire_opening(blocks: "gr.Blocks", board: Board) -> None:
         for look in page.follow(tab):
             yield board.update(tab, look)
 
-    blocks.load(
-        opened, None, list(board.parts.values()), show_progress="hidden", api_visibility="private", concurrency_limit=None
-    )  # fmt: skip
+    quiet: dict[str, Any] = dict(show_progress="hidden", api_visibility="private", concurrency_limit=None)
+    blocks.load(opened, None, list(board.parts.values()), **quiet)
     # A safety net for another tab's pictures and lost connections, never the fast path.
-    board.on(gr.Timer(5).tick, page.tick, outputs=["stage", "caption", "strip", "tree", "revisions", "queue", "progress"])
+    late = ["stage", "caption", "strip", "tree", "revisions", "queue", "progress"]
+    board.on(gr.Timer(5).tick, page.tick, outputs=late)

@@ -34,7 +34,8 @@ def lay_out(board: Board) -> None:
         ),
         lambda said: gr.update(choices=[*said[0], ("New project", NEW)], value=said[1]),
     )  # fmt: skip
-    board.add("model", gr.Dropdown(models, value=page.first.model, label="Model", elem_id="model", min_width=0, filterable=False))
+    plain: dict[str, Any] = dict(min_width=0, filterable=False)
+    board.add("model", gr.Dropdown(models, value=page.first.model, label="Model", elem_id="model", **plain))
     board.add("switch", gr.Button("", elem_id="switch", size="lg", min_width=0), lambda model: _switch(page, model))
     board.add("queue", template("queue", filling(state="idle", summary="Queue empty", rows=[]), elem_id="queue"))
     gr.Button("Library", elem_id="open-library", size="lg", min_width=0)

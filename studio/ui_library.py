@@ -16,14 +16,17 @@ def lay_out(board: Board, shelf: Shelf) -> None:
     with gr.Column(elem_id="library", elem_classes="sheet"):
         with gr.Row(elem_id="filters"):
             board.add("text", gr.Textbox(
-                label="Search", placeholder="words of a prompt, tags, notes", lines=1, max_lines=1, elem_id="search", min_width=200, scale=2,
+                label="Search", placeholder="words of a prompt, tags, notes", lines=1, max_lines=1,
+                elem_id="search", min_width=200, scale=2,
             ))  # fmt: skip
             board.add("show", gr.Radio(list(SHOW), value="all", label="Show", elem_id="show", min_width=320, scale=3))
             board.add(
                 "tag", gr.Dropdown([("Any tag", "")], value="", label="Tag", elem_id="tag", min_width=140, scale=1),
                 lambda choices: gr.update(choices=choices),
             )  # fmt: skip
-            board.add("stacked", gr.Checkbox(False, label="Stack by revision", elem_id="stacked", min_width=120, scale=1))
+            board.add(
+                "stacked", gr.Checkbox(False, label="Stack by revision", elem_id="stacked", min_width=120, scale=1)
+            )
             board.add("here", gr.Checkbox(False, label="This project only", elem_id="here", min_width=120, scale=1))
             gr.Button("Close", elem_id="close-library", min_width=80, scale=0)
         board.add("grid", template("grid", filling(pictures=[], nothing=""), elem_id="grid"))

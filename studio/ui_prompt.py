@@ -19,7 +19,8 @@ def lay_out(board: Board) -> None:
     page = board.page
     with gr.Column(elem_id="left", min_width=0, scale=0):
         board.add("prompt", gr.Textbox(
-            label="What should the picture show?", placeholder=page.examples()[0][1], lines=1, max_lines=8, elem_id="prompt",
+            label="What should the picture show?", placeholder=page.examples()[0][1], lines=1, max_lines=8,
+            elem_id="prompt",
         ))  # fmt: skip
         board.add("diff", template("words", filling(label="", words=[]), elem_id="diff"))
         with gr.Row(elem_id="go"):
@@ -27,7 +28,9 @@ def lay_out(board: Board) -> None:
             board.add("four", gr.Button(f"{SEEDS} seeds", elem_id="four", scale=1, min_width=0))
             board.add("stop", gr.Button("Stop", elem_id="stop", scale=1, min_width=0))
         board.add("progress", template("progress", idle(), elem_id="progress"))
-        board.add("undo", gr.Button("Undo", elem_id="undo", visible=False, min_width=0), lambda on: gr.update(visible=on))
+        board.add(
+            "undo", gr.Button("Undo", elem_id="undo", visible=False, min_width=0), lambda on: gr.update(visible=on)
+        )
         _sizes_and_seed(board, page.first)
         board.add("revisions", template("revisions", filling(rows=[]), elem_id="revisions"))
 
@@ -35,9 +38,12 @@ def lay_out(board: Board) -> None:
 def _sizes_and_seed(board: Board, first: Offer) -> None:
     import gradio as gr
 
-    board.add("size", gr.Radio(sizes(first), value=sizes(first)[0][1], label="Size", elem_id="size"), _size_update(board))
+    board.add(
+        "size", gr.Radio(sizes(first), value=sizes(first)[0][1], label="Size", elem_id="size"), _size_update(board)
+    )
     board.add("quality", gr.Radio(
-        [("Full", "full"), ("Draft, half as wide", "draft")], value="full", label="Quality", show_label=False, elem_id="quality",
+        [("Full", "full"), ("Draft, half as wide", "draft")], value="full", label="Quality", show_label=False,
+        elem_id="quality",
     ))  # fmt: skip
     with gr.Row(elem_id="luck"):
         board.add("seed", gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=60, scale=1))

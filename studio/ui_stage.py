@@ -43,7 +43,13 @@ def wire(board: Board, runs: Runs, desk: Desk) -> None:
     def restore(tab: Tab, data: dict[str, Any]) -> Look:
         return desk.restore(tab, data.get("id"))
 
-    board.on(stage.pair, lambda tab, d: desk.pair(tab, d.get("a"), d.get("b")), outputs=["caption", "progress"], trigger_mode="always_last", **quick)  # noqa: E501
+    board.on(
+        stage.pair,
+        lambda tab, d: desk.pair(tab, d.get("a"), d.get("b")),
+        outputs=["caption", "progress"],
+        trigger_mode="always_last",
+        **quick,
+    )
     board.on(stage.rate, lambda tab, d: desk.rate(tab, d.get("id"), d.get("rating")), **quick)
     board.on(stage.tags, lambda tab, d: desk.tag(tab, d.get("id"), d.get("text")), **quick)
     board.on(stage.reuse, lambda tab, d: desk.reuse(tab, d.get("id")), **quick)

@@ -21,7 +21,7 @@ BRANCHES = 5  # how deep the tree is indented; deeper pictures stand below each 
 Words = Sequence[Piece]
 Labels = Mapping[int, str]  # revision -> label
 
-ENDS = {STOPPED: "stopped", FAILED: "failed", INTERRUPTED: "interrupted: retry it", WAITING: "waiting", RUNNING: "starting"}
+ENDS = {STOPPED: "stopped", FAILED: "failed", INTERRUPTED: "interrupted: retry it", WAITING: "waiting"}
 
 
 def record(image: Image, labels: Labels) -> dict[str, Any]:
@@ -143,7 +143,8 @@ def queue(jobs: Sequence[Job], labels: Labels) -> Filling:
             }
         )  # fmt: skip
     if running or waiting:
-        summary = ", ".join(filter(None, [f"{running} running" * bool(running), f"{len(waiting)} waiting" * bool(waiting)]))
+        counts = ((running, "running"), (len(waiting), "waiting"))
+        summary = ", ".join(f"{count} {state}" for count, state in counts if count)
     else:
         summary = f"{len(ended)} to retry" if ended else "Queue empty"
     return filling(state="busy" if running or waiting else "idle", summary=summary, rows=rows)
@@ -162,14 +163,13 @@ def job_text(job: Job) -> str:
 
 def progress(jobs: Sequence[Job]) -> Filling:
     """Under Generate: the running job of this tab, else the first that waits, else nothing."""
-    job = next((job for job in jobs if job.state == RUNNING), None) or next((j for j in jobs if j.state == WAITING), None)
+    job = next(iter(sorted((job for job in jobs if not job.over), key=lambda job: job.state != RUNNING)), None)
     if job is None:
         return idle()
     waiting = sum(each.state == WAITING for each in jobs) - (job.state == WAITING)
     text = job_text(job) if job.state == RUNNING else "Waiting for another picture"
-    return filling(
-        state="busy", text=text + (f"; {waiting} more waiting" if waiting else ""), done=job.step, total=job.total, preview=""
-    )
+    text += f"; {waiting} more waiting" if waiting else ""
+    return filling(state="busy", text=text, done=job.step, total=job.total, preview="")
 
 
 def idle(state: str = "idle", text: str = "") -> Filling:
@@ -186,7 +186,8 @@ def revisions(rows: Sequence[Revision], diffs: Mapping[int, Words], counts: Mapp
         listed_rows.append(
             {
                 "id": revision.id, "label": revision.label, "current": revision.id == current,
-                "words": words(parts, around=1 if changed(parts) else None), "count": f"{count} pictures" if count > 1 else "",
+                "words": words(parts, around=1 if changed(parts) else None),
+                "count": f"{count} pictures" if count > 1 else "",
             }
         )  # fmt: skip
     return filling(rows=listed_rows)
@@ -214,7 +215,7 @@ def _parameters(image: Image, offers: Mapping[str, Offer]) -> dict[str, str]:
         "seed": f"seed {request.seed}",
         "size": f"{request.width} × {request.height}",
         "steps": f"{request.steps} steps",
-        "how": _how(image),
+        "how": "" if image.op.startswith("on ") else _how(image),  # "on binary": the model says it
         "seconds": f"{image.seconds:.2f} s",
     }
 

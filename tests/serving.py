@@ -19,8 +19,19 @@ from studio.settings import Settings, start_log
 WORDS = {"a", "two", "red", "green", "blue", "circle", "circles", "triangle", "on", "yellow", "background", "slow"}
 SIZES = ((256, 256), (128, 128), (192, 128))
 OFFERS = (
-    Offer("seedling-ternary", "Seedling, ternary weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20, "ternary"),
-    Offer("seedling-binary", "Seedling, 1-bit weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20, "binary"),
+    Offer(
+        "seedling-ternary",
+        "Seedling, ternary weights (demo model)",
+        True,
+        "cpu: a test machine",
+        SIZES,
+        4,
+        20,
+        "ternary",
+    ),
+    Offer(
+        "seedling-binary", "Seedling, 1-bit weights (demo model)", True, "cpu: a test machine", SIZES, 4, 20, "binary"
+    ),
     Offer("bonsai-binary", "Bonsai Image 4B, 1-bit weights", False, "cuda: a big card", ((512, 512), (96, 64)), 6),
 )
 

@@ -89,8 +89,9 @@ def generate(address: str, prompt: str, size: str) -> list[dict[str, Any]]:
     config = json.load(ask("GET", "/config"))
     button = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "generate")
     event = next(each for each in config["dependencies"] if [button, "click"] in each["targets"])
-    models = next(part for part in config["components"] if part["props"].get("elem_id") == "model")
-    data = [prompt, size, 5, 2, models["props"]["value"]]
+    parts = {part["id"]: part["props"] for part in config["components"]}
+    typed = {"prompt": prompt, "size": size, "seed": 5, "steps": 2}
+    data = [typed.get(parts[id].get("elem_id"), parts[id].get("value")) for id in event["inputs"]]
     body = json.dumps({"data": data, "fn_index": event["id"], "session_hash": "test"})
     assert ask("POST", "/gradio_api/queue/join", body).status == 200
     messages = []

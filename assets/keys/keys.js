@@ -32,8 +32,7 @@ const inPrompt = (event) => {
 
 const escape = () => {
   if (desk.choosing) return say("do", "compare");
-  const stop = find("#stop");
-  if (stop && !stop.disabled) return stop.click();
+  if (find("#progress .busy")) return find("#stop").click();
   (find("#stage .view") ?? document.activeElement)?.focus();
 };
 

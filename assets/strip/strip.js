@@ -54,4 +54,13 @@ desk.addEventListener("pick", (event) => {
   const batch = props.value.batch ?? [];
   if (batch[event.detail]) open(batch[event.detail]);
 });
-watch("value", mark);
+const remember = () => {
+  const address = new URL(location);
+  if (!props.value.project || address.searchParams.get("project") === `${props.value.project}`) return;
+  address.searchParams.set("project", props.value.project); // a reload and a copied address open the same project
+  history.replaceState(null, "", address);
+};
+watch("value", () => {
+  mark();
+  remember();
+});

@@ -13,9 +13,11 @@ CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 HARMLESS = ("Autofocus processing was blocked",)
+PATIENCE = 120_000  # ms; a busy machine is slow, and what never comes is found out all the same
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
 
+playwright.expect.set_options(timeout=PATIENCE)
 OpenTab = Callable[..., Any]
 
 
@@ -53,9 +55,9 @@ def open_tab(chromium: Any, page_server: Served) -> Iterator[OpenTab]:
         tab = contexts[-1].new_page()
         tab.on("console", complain)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.set_default_timeout(20_000)
+        tab.set_default_timeout(PATIENCE)
         tab.goto(page_server.address)
-        tab.locator("#prompt textarea").wait_for()
+        tab.locator('#strip .strip:not([data-project="0"])').wait_for()  # the project has been opened
         return tab
 
     yield open_one

@@ -1,0 +1,54 @@
+"""What a person does on the page, and how many clicks it takes: one press of a button or a key; typing is free."""
+
+from typing import Any
+
+from tests.browser.conftest import playwright
+
+expect = playwright.expect
+NEW, PREVIOUS = "#stage .layer.new img", "#stage .layer.previous img"
+
+
+class Hand:
+    """One hand on mouse and keyboard that counts what it presses."""
+
+    def __init__(self, tab: Any) -> None:
+        self.tab = tab
+        self.clicks = 0
+
+    def click(self, selector: str) -> None:
+        self.clicks += 1
+        self.tab.locator(selector).first.click()
+
+    def press(self, key: str) -> None:
+        self.clicks += 1
+        self.tab.keyboard.press(key)
+
+    def type(self, prompt: str) -> None:
+        """Type a prompt; the prompt box has the focus when a page opens, and after a run."""
+        self.tab.locator("#prompt textarea").fill(prompt)
+
+
+def ask_for(tab: Any, prompt: str) -> None:
+    tab.locator("#prompt textarea").fill(prompt)
+    tab.locator("#prompt textarea").press("Enter")
+
+
+def wait_for(tab: Any, prompt: str) -> None:
+    """Until the picture of this prompt is on the stage, painted."""
+    expect(tab.locator(NEW)).to_have_attribute("alt", prompt)
+    tab.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=NEW)
+
+
+def make(tab: Any, prompt: str) -> None:
+    ask_for(tab, prompt)
+    wait_for(tab, prompt)
+
+
+def settle(tab: Any) -> None:
+    """Until nothing runs or waits."""
+    expect(tab.locator("#queue .chip")).to_have_class("chip idle")
+
+
+def to_the_stage(tab: Any) -> None:
+    """Move the focus from wherever it is to the picture."""
+    tab.locator("#stage .view").focus()
