@@ -17,7 +17,7 @@ Raises BadRequest for an id that isn't there, EngineError (one sentence) where t
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,18 +192,21 @@ def revise(db: sa.Connection, project: int, prompt: str, base: int | None = None
     The label says where it branched: r3 follows r2 unless something does already; then it is r2a, r2b ..
     What follows r2a is r2a2, r2a3 ..; what branches off there r2a2a.
     """
-    of_project = sa.select(t.revision).where(t.revision.c.project == project).order_by(t.revision.c.id)
-    known = list(db.execute(of_project).mappings())
-    prompt = prompt.strip()
-    for row in known:
-        if row["prompt"] == prompt:
-            return int(row["id"])
-    labels = {row["label"] for row in known}
-    parent = next((row for row in known if row["id"] == base), known[-1] if known else None)
+    c, prompt = t.revision.c, prompt.strip()
+    of_project = sa.select(c.id, c.label).where(c.project == project)
+    known = db.execute(of_project.where(c.prompt == prompt).order_by(c.id).limit(1)).first()
+    if known is not None:
+        return int(known.id)
+    parent = db.execute(of_project.where(c.id == base)).first() if base is not None else None
+    parent = parent or db.execute(of_project.order_by(c.id.desc()).limit(1)).first()
+
+    def taken(label: str) -> bool:
+        return db.execute(of_project.where(c.label == label).limit(1)).first() is not None
+
     values = {
         "project": project,
-        "parent": parent["id"] if parent else None,
-        "label": _label(parent["label"], labels) if parent else "r1",
+        "parent": parent.id if parent else None,
+        "label": _label(parent.label, taken) if parent else "r1",
         "prompt": prompt,
         "lang": "",
         "created_at": time.time(),
@@ -212,17 +215,22 @@ def revise(db: sa.Connection, project: int, prompt: str, base: int | None = None
     return id
 
 
-def _label(parent: str, taken: set[str]) -> str:
+def last_revision(db: sa.Connection, project: int) -> int | None:
+    """The newest wording, None in an empty project."""
+    return db.execute(sa.select(sa.func.max(t.revision.c.id)).where(t.revision.c.project == project)).scalar()
+
+
+def _label(parent: str, taken: Callable[[str], bool]) -> str:
     """r2 after r1; r2a where r3 is taken; r2a2 after r2a."""
     if parent[-1].isdigit():
         line = parent.rstrip("0123456789")
         follows = f"{line}{int(parent[len(line) :]) + 1}"
     else:
         follows = f"{parent}2"
-    if follows not in taken:
+    if not taken(follows):
         return follows
     number = 1
-    while (branch := parent + _letters(number)) in taken:
+    while taken(branch := parent + _letters(number)):
         number += 1
     return branch
 

@@ -18,6 +18,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -31,7 +32,7 @@ from studio import pace
 from studio import tables as t
 from studio.adopt import lost, take_in
 from studio.disk import empty_bin, sweep_gone
-from studio.history import JOBS, History, job_of, revise
+from studio.history import JOBS, History, job_of, last_revision, revise
 from studio.live import Live
 from studio.pace import Pace
 from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Job, columns
@@ -43,6 +44,7 @@ HEARTBEAT = 1.0  # seconds after which a watcher looks again though nothing happ
 PATIENCE = 1.5  # seconds the engine has to obey a cancel before its process is ended
 AGAIN = 2.0  # seconds until a full disk is tried again
 DAY = 86_400.0
+MAX_LISTED = 10_000  # jobs of one batch or queue
 SOON = 8  # lost pictures that are taken in before the first job: those of the kill are the newest
 MAX_TRIES = 2  # starts of one job before a dying engine process is taken for its fault
 LOST = "Niwaki was ended while this picture was being made: Retry makes it again"
@@ -103,9 +105,10 @@ class Jobs:
         def insert(db: sa.Connection) -> list[int]:
             last = db.execute(sa.select(sa.func.coalesce(sa.func.max(t.job.c.place), 0.0))).scalar_one()
             ids = []
+            since = base or last_revision(db, project)  # several wordings at once are siblings, not a line
             for number, request in enumerate(complete, start=1):
                 values = columns(request) | {
-                    "owner": owner, "project": project, "revision": revise(db, project, request.prompt, base),
+                    "owner": owner, "project": project, "revision": revise(db, project, request.prompt, since),
                     "batch": batch, "op": op, "parent": parent, "state": WAITING, "total": request.steps,
                     "place": last + number, "created_at": time.time(),
                 }  # fmt: skip
@@ -161,9 +164,14 @@ class Jobs:
 
     def estimate(self, *requests: Request) -> float | None:
         """Seconds that these complete requests will take here, None while nothing like them was made."""
-        paces = [pace.pace(self._history, request) for request in requests]
-        known = [p.total((r.steps or 0) - r.start) for p, r in zip(paces, requests, strict=True) if p is not None]
-        return sum(known) if len(known) == len(requests) else None
+        kinds = Counter(replace(request, prompt="", seed=0, draft=None, variations=()) for request in requests)
+        total = 0.0
+        for kind, number in kinds.items():
+            known = pace.pace(self._history, kind)
+            if known is None:
+                return None
+            total += number * known.total((kind.steps or 0) - kind.start)
+        return total
 
     def cancel(self, owner: str, id: int) -> None:
         """Stop this job, waiting or running, within two seconds. Does nothing to one that is over."""
@@ -247,7 +255,7 @@ class Jobs:
                 return
 
     def _jobs(self, owner: str, *where: Any) -> tuple[Job, ...]:
-        return tuple(map(self._now, self._history.jobs(owner, *where)))
+        return tuple(map(self._now, self._history.jobs(owner, *where, limit=MAX_LISTED)))
 
     def _now(self, job: Job) -> Job:
         """The job as it is this instant: what the file says, with the steps and the ends that are not in it yet."""
@@ -351,13 +359,8 @@ class Jobs:
                 saved = Saved(self._live.take(job.owner, job.request) or self._made(job))
             self._keep(job, saved)
             end: dict[str, Any] | None = None
-        except Cancelled:
-            end = {"state": STOPPED, "error": ""} if job.id in self._stopping else {"state": INTERRUPTED, "error": LOST}
-        except Crashed as error:
-            again = job.tries < MAX_TRIES and not self._closing
-            end = {"state": WAITING, "error": f"{error} (trying once more)"} if again else _failed(error)
         except EngineError as error:
-            end = {"state": STOPPED, "error": ""} if job.id in self._stopping else _failed(error)
+            end = self._end(job, error)
         except Exception:
             log.exception("job %d failed", job.id)
             end = _failed(f"something in Niwaki broke; the details are in {self._history.data_dir / 'logs'}")
@@ -369,6 +372,16 @@ class Jobs:
         with suppress(EngineError):  # a full disk again: the page is told from `_owed`, the file later
             self._pay()
         self._tell()
+
+    def _end(self, job: Job, error: EngineError) -> dict[str, Any]:
+        """What a job becomes that ended without a picture."""
+        if job.id in self._stopping:
+            return {"state": STOPPED, "error": ""}
+        if self._closing or isinstance(error, Cancelled):
+            return {"state": INTERRUPTED, "error": LOST}
+        if isinstance(error, Crashed) and job.tries < MAX_TRIES:
+            return {"state": WAITING, "error": f"{error} (trying once more)"}
+        return _failed(error)
 
     def _made(self, job: Job) -> Picture:
         picture = None
@@ -422,10 +435,9 @@ class Jobs:
 
     def _force(self, id: int) -> None:
         """End the engine's process if it hasn't obeyed: it is deep in a load or a long block."""
-        with self._changed:
-            if self._running != id:
-                return
-        self._engine.close(patience=0)
+        with self._changed:  # held, so that nothing else is running when it ends
+            if self._running == id and id in self._stopping:
+                self._engine.close(patience=0)
 
 
 def _failed(error: object) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from contextlib import closing
 
 from engine.types import Cancelled, EngineError, Picture, Request, Step
 
+REMEMBERED = 8  # finished pictures, one per owner: enough for the tabs that type at this moment
+
 
 class Shot:
     """One live picture on its way; guarded by the lock of its Live."""
@@ -78,7 +80,10 @@ class Live:
                             break
                         shot.news.append(item)
                         if isinstance(item, Picture):
+                            self._painted.pop(shot.owner, None)
                             self._painted[shot.owner] = item
+                            while len(self._painted) > REMEMBERED:
+                                self._painted.pop(next(iter(self._painted)))
                         self._changed.notify_all()
         except Cancelled:
             pass

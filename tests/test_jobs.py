@@ -146,6 +146,16 @@ def test_waiting_jobs_can_be_moved_within_their_owners_places(jobs: Jobs, engine
     assert jobs.job("visitor", other.id).state == WAITING
 
 
+def test_many_prompts_at_once_are_siblings_and_all_are_watched(jobs: Jobs) -> None:
+    submit(jobs, "a circle")
+    batch = submit(jobs, *(f"a ring {n}" for n in range(250)))
+    assert len(batch) == 250 and len(jobs.queue(LOCAL)) == 251
+    assert len(next(jobs.watch_batch(LOCAL, batch[0].batch))) == 250
+    rows = jobs._history.revisions(LOCAL, batch[0].project)
+    assert {row.parent for row in rows[1:]} == {rows[0].id}
+    assert [row.label for row in rows[:4]] == ["r1", "r2", "r1a", "r1b"]
+
+
 def test_an_impossible_request_queues_nothing(jobs: Jobs) -> None:
     with pytest.raises(BadRequest, match="empty"):
         submit(jobs, "a circle", "  ")
