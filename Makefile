@@ -60,6 +60,7 @@ browser:
 
 bench: setup
 	for model in seedling-dense seedling-ternary seedling-binary; do $(PY) app.py bench --model $$model --json || exit; done
+	$(PY) -m studio.bench_history --json
 
 seedling: $(VENV)/.test-tools  ## train the demo model again: hours
 	$(PY) -m engine.seedling $(ARGS)

@@ -1,5 +1,6 @@
 """The history: revisions and their names, keep and reject, tags, the bin, search, and owners kept apart."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from engine.types import BadRequest, Picture, Request, Seconds
-from studio import library, lineage
+from studio import bench_history, library, lineage
 from studio import tables as t
 from studio.history import History, revise
 from studio.library import Filter
@@ -161,3 +162,11 @@ def test_a_recipe_with_a_draft_and_variations_survives_its_columns() -> None:
     assert fingerprint(Request("a", "m", 1, 2, 3, 4)) == (
         "0fdcf653b87660a21191cc249473635c9e7ebdbbf7fe2f2eba318b745618bbda"
     )
+
+
+def test_the_benchmark_times_every_action(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_history", "--rows", "80", "--runs", "2", "--json"])
+    bench_history.main()
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["rows"] == 80 and {"open", "some page", "search", "tree of a project"} <= set(facts["seconds"])
+    assert all(0 < seconds["median"] <= seconds["p95"] for seconds in facts["seconds"].values())
