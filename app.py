@@ -177,7 +177,7 @@ def doctor(args: argparse.Namespace) -> Facts:
     """What hardware, which backend, which model, how much memory, and why."""
     import platform
 
-    from engine import catalog, measured
+    from engine import catalog, measured, products
     from engine.hardware import detect
     from engine.packs import open_pack
     from engine.plan import plan
@@ -195,7 +195,7 @@ def doctor(args: argparse.Namespace) -> Facts:
     row("data", data)
     row("installed", ", ".join(catalog.installed(data)) or "no model")
     pack = open_pack(catalog.find(model, data))
-    decided = plan(hardware, pack, Request("", model), args.backend)
+    decided = plan(hardware, pack, Request("", model), args.backend, rates=products.rates(data, hardware))
     row("model", f"{_who(model, pack)}: {pack.notes.label}, {pack.variant}, {pack.folder}")
     row("backend", f"{decided.backend} on {decided.device} in {decided.dtype}")
     row("why", decided.why)
@@ -211,7 +211,7 @@ def doctor(args: argparse.Namespace) -> Facts:
 
 def bench(args: argparse.Namespace) -> Facts:
     """Time and memory of pictures, and the bytes of the weights."""
-    from engine import bench, catalog, memory
+    from engine import bench, catalog, memory, products
     from engine.hardware import detect
     from engine.packs import open_pack
     from engine.plan import plan
@@ -222,7 +222,8 @@ def bench(args: argparse.Namespace) -> Facts:
     model = _model(args.model, data)
     facts = bench.run(model, _size(args.size), args.steps, args.runs, args.backend, data)
     pack = open_pack(catalog.find(model, data))
-    decided = plan(detect(), pack, Request("", model), args.backend)
+    hardware = detect()
+    decided = plan(hardware, pack, Request("", model), args.backend, rates=products.rates(data, hardware))
     image, weights = facts["seconds_per_image"], facts["weights_bytes"]
     print(f"{_who(model, pack)}, {facts['size']}, {facts['steps']} steps, on {facts['device']}")
     print(f"a picture     {image['median']:.3f} s (min {image['min']:.3f}, max {image['max']:.3f}, of {facts['runs']})")

@@ -13,7 +13,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from engine import catalog
+from engine import catalog, products
 from engine.hardware import detect, resident_bytes
 from engine.packs import Pack, open_pack
 from engine.plan import complete, plan
@@ -47,7 +47,7 @@ def run(
         complete(Request(prompt, model, seed, width, height, steps), pack)
         for seed, prompt in enumerate(islice(_prompts(), runs + 1))
     ]
-    decided = plan(hardware, pack, requests[0], backend)
+    decided = plan(hardware, pack, requests[0], backend, rates=products.rates(data_dir, hardware))
     worker = Worker(backend, data_dir=data_dir)
     try:
         load, cold = _cold(worker, requests[0])

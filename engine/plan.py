@@ -12,6 +12,7 @@ from pathlib import Path
 from engine import chain, memory
 from engine.hardware import Hardware
 from engine.packs import Notes, Pack
+from engine.products import Numbers
 from engine.types import BadRequest, Request
 
 BACKENDS = ("auto", "torch", "mlx", "fake")
@@ -23,6 +24,7 @@ MAX_TOKENS = 128 * 128  # image tokens: 2048 x 2048 pixels at the real VAE's 16 
 # Below, float32 costs nothing that a person would notice and keeps parity with the reference at 1e-4.
 BIG_TRANSFORMER = 256 << 20
 BIG_ENCODER = 256 << 20
+WORTH_IT = 1.5  # times as fast as the next format: what integers must be for their rounding to be borne
 WHOLE_PIXELS = 512 * 512  # the largest picture that a CPU decodes in one piece
 VAE_TILES = (512, 256)  # pixels a side
 
@@ -34,6 +36,7 @@ class Plan:
 
     `keep_text_encoder`: it stays in memory between prompts. `vae_tile`: pixels a side of the tiles in which the picture
     is decoded, 0 for one piece. `batch` pictures at a time: one, since arithmetic and not the weights sets the pace.
+    `int8`: packed layers are multiplied as bytes where their activations bear it (torch_backend/admission.py).
     `peak_bytes` is what the process (on a card, and for MLX: its allocator) is predicted to take at most,
     `working_bytes` what of that comes and goes while the picture is made.
     """
@@ -46,6 +49,7 @@ class Plan:
     vae_tile: int = 0
     batch: int = 1
     peak_bytes: int = 0
+    int8: bool = False
     working_bytes: int = 0
 
 
@@ -100,17 +104,26 @@ def _size(request: Request, declared: tuple[tuple[int, int], ...], side: int) ->
     return width, height
 
 
-def plan(hardware: Hardware, pack: Pack, request: Request, backend: str = "auto", available: int = 0) -> Plan:
+def plan(
+    hardware: Hardware,
+    pack: Pack,
+    request: Request,
+    backend: str = "auto",
+    available: int = 0,
+    rates: Numbers | None = None,
+    int8: bool | None = None,
+) -> Plan:
     """Choose where, in which number format and in how much memory the request runs.
 
     `available` bytes may be used by the process that will run it, what it holds already included; 0: as much as the
-    hardware has. Raises BadRequest for a backend that isn't there, and for a picture that would not fit, naming the
-    largest size that would.
+    hardware has. `rates` are this processor's (engine/products.py), once they are measured; `int8` True or False takes
+    that decision away. Raises BadRequest for a backend that isn't there, and for a picture that would not fit, naming
+    the largest size that would.
     """
     check_backend(backend)
     if backend == "fake":
         return Plan("fake", "cpu", "float32", "fake: a gradient instead of a model's picture, because it was asked for")
-    where = _where(hardware, pack, choose_backend(hardware, backend))
+    where = _where(hardware, pack, choose_backend(hardware, backend), rates, int8)
     side = token_side(pack)
     size = _size(request, pack.notes.sizes, side)
     room = available or (hardware.memory_bytes if hardware.kind == where.device else 0)
@@ -190,7 +203,7 @@ def choose_backend(hardware: Hardware, backend: str) -> str:
     return backend
 
 
-def _where(hardware: Hardware, pack: Pack, backend: str) -> Plan:
+def _where(hardware: Hardware, pack: Pack, backend: str, rates: Numbers | None, int8: bool | None) -> Plan:
     """Device and number format for a backend; the memory is still open."""
     if backend == "mlx":
         if hardware.kind == "mps":
@@ -202,11 +215,11 @@ def _where(hardware: Hardware, pack: Pack, backend: str) -> Plan:
     if hardware.kind == "cuda":
         if torch_has_cuda():
             return Plan("torch", "cuda", "bfloat16", f"{hardware.reason}; bfloat16, the pack's own format")
-        return _on_cpu(hardware, pack, f"; {hardware.name} is idle, because torch is a build without CUDA")
+        return _on_cpu(hardware, pack, f"; {hardware.name} is idle, because torch is a build without CUDA", rates, int8)
     if hardware.kind == "mps":
         idle = "torch was asked for" if installed("mlx") else "the package mlx is missing: pip install mlx"
-        return _on_cpu(hardware, pack, f"; the Apple GPU is idle, because {idle}")
-    return _on_cpu(hardware, pack, "")
+        return _on_cpu(hardware, pack, f"; the Apple GPU is idle, because {idle}", rates, int8)
+    return _on_cpu(hardware, pack, "", rates, int8)
 
 
 def check_backend(backend: str) -> None:
@@ -220,21 +233,51 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _on_cpu(hardware: Hardware, pack: Pack, remark: str) -> Plan:
-    """float32, except for a big pack on a CPU that multiplies bfloat16 faster."""
+def is_big(pack: Pack) -> bool:
+    """Whether the number format is chosen for speed. Smaller packs keep parity with the reference at 1e-4."""
+    return pack.transformer.bytes_on_disk >= BIG_TRANSFORMER
+
+
+def _on_cpu(hardware: Hardware, pack: Pack, remark: str, rates: Numbers | None, int8: bool | None) -> Plan:
+    """float32 for a small pack; for a big one what this processor multiplies fastest, measured if it was measured."""
     where = hardware.reason if hardware.kind == "cpu" else f"cpu: {hardware.cores} cores"
+    dtype, why = _format(hardware, pack, rates)
+    as_bytes, how = _as_bytes(pack, rates, int8)
+    return Plan("torch", "cpu", dtype, f"{where}; {why}{how}{remark}", int8=as_bytes)
+
+
+def _format(hardware: Hardware, pack: Pack, rates: Numbers | None) -> tuple[str, str]:
+    """The number format of the activations, and why."""
     size = pack.transformer.bytes_on_disk
     fast = _fast_bfloat16(hardware)
-    if fast and size >= BIG_TRANSFORMER:
-        why = f"bfloat16, because the transformer has {size / 1e6:.0f} MB and the CPU has {fast}"
-        return Plan("torch", "cpu", "bfloat16", f"{where}; {why}{remark}")
+    if rates and is_big(pack):
+        half, whole = rates["bfloat16"], rates["float32"]
+        dtype = "bfloat16" if half >= whole else "float32"
+        return dtype, f"{dtype}, since {half:.0f} GFLOP/s were measured in bfloat16 and {whole:.0f} in float32"
+    if fast and is_big(pack):
+        return "bfloat16", f"bfloat16, because the transformer has {size / 1e6:.0f} MB and the CPU has {fast}"
     if fast:
-        why = f"float32, because the transformer's {size / 1e6:.0f} MB are under {BIG_TRANSFORMER / 1e6:.0f} MB"
-    elif "avx512_bf16" in hardware.features:
-        why = "float32, which this CPU multiplies faster than bfloat16"
-    else:
-        why = "float32, because the CPU has no bfloat16 arithmetic"
-    return Plan("torch", "cpu", "float32", f"{where}; {why}{remark}")
+        under = f"the transformer's {size / 1e6:.0f} MB are under {BIG_TRANSFORMER / 1e6:.0f} MB"
+        return "float32", f"float32, because {under}"
+    if "avx512_bf16" in hardware.features:
+        return "float32", "float32, which this CPU multiplies faster than bfloat16"
+    return "float32", "float32, because the CPU has no bfloat16 arithmetic"
+
+
+def _as_bytes(pack: Pack, rates: Numbers | None, int8: bool | None) -> tuple[bool, str]:
+    """Whether packed layers are multiplied as bytes, and the words that say so ("" where nobody would ask)."""
+    if pack.transformer.quantization is None:
+        return False, ""
+    if int8 is not None:
+        return int8, f"; int8 {'for the layers that bear it' if int8 else 'nowhere'}, because it was asked for"
+    if not is_big(pack):
+        return False, ""
+    if rates is None:
+        return False, "; int8 is measured before the first picture"
+    whole, best = rates["int8"], max(rates["float32"], rates["bfloat16"])
+    if whole >= WORTH_IT * best:
+        return True, f"; int8 at {whole:.0f} GFLOP/s for the layers that bear it"
+    return False, f"; int8 nowhere, its {whole:.0f} GFLOP/s are under {WORTH_IT} times that"
 
 
 def _fast_bfloat16(hardware: Hardware) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import catalog
+from engine import catalog, products
 from engine.hardware import detect
 from engine.packs import Notes, open_pack
 from engine.plan import plan, token_side
@@ -92,7 +92,9 @@ def _offer(model: str, settings: Settings) -> Offer:
         variant, grid = known.variant, 2 * token_side(None)
     else:
         pack = open_pack(catalog.find(model, settings.data_dir))
-        notes, why = pack.notes, plan(detect(), pack, Request(prompt="", model=model), settings.backend).why
+        hardware, request = detect(), Request(prompt="", model=model)
+        rates = products.rates(settings.data_dir, hardware)
+        notes, why = pack.notes, plan(hardware, pack, request, settings.backend, rates=rates).why
         variant, grid = pack.variant, 2 * token_side(pack)
     words = None if notes.vocabulary is None else len(notes.vocabulary)
     label = known.label if known else notes.label

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import catalog, plan, prompt, schedule
+from engine import catalog, plan, products, prompt, schedule
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.latents import Recent, begin, enlarge
 from engine.packs import Pack, open_pack
-from engine.torch_backend import linear
+from engine.torch_backend import linear, remember
+from engine.torch_backend.admission import Admission
 from engine.torch_backend.mapped import MappedFiles
+from engine.torch_backend.measure import measure
 from engine.torch_backend.text_encoder import TextEncoder
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.torch_backend.vae import PictureDecoder
@@ -41,18 +43,29 @@ def denoise(
     sigmas: np.ndarray,
     grid: tuple[int, int],
     check: Check,
+    restart: Callable[[], bool] = lambda: False,
 ) -> Iterator[Tensor]:
     """Euler steps from noise to picture: yields the latents, float32 [1, rows * columns, C], after each step.
 
     `latents` float32 noise of that shape, `embeddings` [1, L, joint_attention_dim] in the weights' dtype, `sigmas`
     float32 [steps + 1] falling from 1 (or where a draft is taken up) to 0,
-    `grid` (rows, columns). The latents stay float32 between steps.
+    `grid` (rows, columns). The latents stay float32 between steps. `restart` is asked after each: when it says so, the
+    steps so far are made again, since a layer has changed its arithmetic meanwhile.
     """
     img_ids, txt_ids = token_ids(embeddings.shape[1], grid, latents.device)
-    for sigma, sigma_next in pairwise(sigmas.tolist()):
+
+    def stepped(latents: Tensor, sigma: float, sigma_next: float) -> Tensor:
         timestep = torch.full((1,), sigma, device=latents.device)
         velocity = transformer(latents.to(embeddings.dtype), embeddings, timestep, img_ids, txt_ids, check)
-        latents = latents + (sigma_next - sigma) * velocity.float()
+        return latents + (sigma_next - sigma) * velocity.float()
+
+    start, pairs = latents, list(pairwise(sigmas.tolist()))
+    for index, pair in enumerate(pairs, start=1):
+        latents = stepped(latents, *pair)
+        while restart():
+            latents = start
+            for earlier in pairs[:index]:
+                latents = stepped(latents, *earlier)
         yield latents
 
 
@@ -72,6 +85,7 @@ class Model:
         self.recent = Recent()
         self.text_encoder: TextEncoder | None = None
         self.weights: Weights | None = None
+        self.admission: Admission | None = None
 
     def load_encoder(self, decided: plan.Plan) -> bool:
         """Open the text encoder, and say whether that was needed. Where it does not stay, the pages of the other
@@ -106,10 +120,25 @@ class Model:
         with torch.device("meta"):
             transformer = Flux2Transformer2DModel.from_config(self.pack.transformer.config)
         files = linear.build(transformer, self.pack.transformer, *placed(decided))
+        if decided.device == "cpu":
+            remember.install(transformer)
         check()
         decoder = PictureDecoder(self.pack.vae, *placed(decided))
         self.weights = Weights(transformer, decoder, (files, decoder.files))
         return True
+
+    def admit(self, data_dir: Path) -> None:
+        """Let packed layers multiply as bytes: those that an earlier picture admitted, or on trial until `settle`."""
+        assert self.weights is not None
+        self.admission = Admission(self.weights.transformer, products.errors(data_dir, self.pack))
+        for files in self.weights.files:
+            files.release()  # the scales were read and are folded: they need not stay
+
+    def settle(self, data_dir: Path) -> None:
+        """After a whole picture: what the layers were found to bear holds from now on."""
+        if self.admission is not None and self.admission.trial:
+            self.admission.trial = False
+            products.keep_errors(data_dir, self.pack, self.admission.errors())
 
     def denoised(self, request: Request, embeddings: Tensor, device: torch.device, check: Check) -> Iterator[Tensor]:
         """The latents after each step of a complete request, those of its draft first unless they are remembered.
@@ -129,7 +158,8 @@ class Model:
         sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
         start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
         noisy, rest = torch.from_numpy(start).to(device), sigmas[request.start :]
-        for latents in denoise(self.weights.transformer, noisy, embeddings, rest, grid, check):
+        again = self.admission.restart if self.admission else lambda: False
+        for latents in denoise(self.weights.transformer, noisy, embeddings, rest, grid, check, again):
             yield latents
         self.recent.put(request, latents.cpu().numpy())
 
@@ -139,9 +169,11 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, hardware: Hardware, data_dir: Path) -> None:
+    def __init__(self, hardware: Hardware, data_dir: Path, int8: bool | None = None) -> None:
+        """`int8` True or False instead of what the plan would choose."""
         self.hardware = hardware
         self.data_dir = data_dir
+        self.int8 = int8
         self._model: Model | None = None
 
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
@@ -170,7 +202,7 @@ class TorchBackend:
         pack = model.pack
         request = plan.complete(request, pack)
         assert request.steps is not None
-        decided = plan.plan(self.hardware, pack, request, self.name, self._available())
+        decided = self._decide(pack, request)
         _, device = placed(decided)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -189,6 +221,8 @@ class TorchBackend:
             embeddings = model.embed(request.prompt, encoded[0], encoded[1], decided, check)
             encode = clock.lap(device)
         if model.load(decided, check):
+            if decided.int8:
+                model.admit(self.data_dir)
             load += clock.lap(device)
         assert model.weights is not None
         decoder = model.weights.decoder
@@ -199,6 +233,7 @@ class TorchBackend:
         for index, latents in enumerate(model.denoised(request, embeddings, device, check), start=1):
             clock.wait(latents.device)  # a Step is reported when it is computed, not when it is queued
             yield Step(index, total)
+        model.settle(self.data_dir)
         denoised = clock.lap(device)
 
         if not decided.keep_text_encoder:
@@ -217,6 +252,16 @@ class TorchBackend:
             unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
             dtype=decided.dtype,
         )
+
+    def _decide(self, pack: Pack, request: Request) -> plan.Plan:
+        """The plan; for a big pack on a CPU whose speed nobody has measured yet, after measuring it."""
+        rates, room = products.rates(self.data_dir, self.hardware), self._available()
+        decided = plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
+        if decided.device != "cpu" or rates or not plan.is_big(pack):
+            return decided
+        rates = measure()
+        products.keep_rates(self.data_dir, self.hardware, rates)
+        return plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
 
     def _open(self, folder: Path) -> Model:
         if self._model is not None and self._model.pack.folder == folder:

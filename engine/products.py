@@ -1,0 +1,74 @@
+"""What is known of matrix products on this machine: how fast each number format is, which layers of a pack bear int8.
+
+Reads and keeps only (engine/measured.py has the file): the torch backend measures, `plan` decides. Imports no
+framework. What can't be read, or was found under other circumstances, counts as not measured.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from engine import measured
+from engine.hardware import Hardware
+from engine.packs import Pack
+
+FORMATS = ("float32", "bfloat16", "int8")
+BOUND = 0.02  # |int8 - plain| / |plain| of a layer's outputs, up to which it is multiplied as bytes
+Numbers = Mapping[str, float]
+
+
+def rates(data_dir: Path, hardware: Hardware) -> Numbers | None:
+    """GFLOP/s of a product in each of FORMATS (0: torch can't), None where nobody has measured them here."""
+    found = _numbers(data_dir, _rates_key(hardware), "gflops")
+    return found if found and set(found) == set(FORMATS) else None
+
+
+def keep_rates(data_dir: Path, hardware: Hardware, gflops: Numbers) -> None:
+    words = ", ".join(f"{gflops[name]:.0f} in {name}" for name in FORMATS)
+    sentence = f"{hardware.name}, {hardware.cores} cores: {words} (GFLOP/s of a product in torch)"
+    measured.keep(data_dir, _rates_key(hardware), {"sentence": sentence, "gflops": dict(gflops)})
+
+
+def errors(data_dir: Path, pack: Pack) -> Numbers | None:
+    """How far int8 was off in each layer of a pack, None where it was not tried or the weights have changed since."""
+    return _numbers(data_dir, _errors_key(pack), "errors")
+
+
+def keep_errors(data_dir: Path, pack: Pack, found: Numbers) -> None:
+    sentence = f"{pack.id}: int8 for {errors_in_words(found)}"
+    measured.keep(data_dir, _errors_key(pack), {"sentence": sentence, "errors": dict(found)})
+
+
+def errors_in_words(found: Numbers) -> str:
+    """What the trial of a pack found, for a person."""
+    refused = {name: error for name, error in found.items() if error > BOUND}
+    text = f"{len(found) - len(refused)} of {len(found)} layers"
+    if borne := [error for error in found.values() if error <= BOUND]:
+        text += f", off by at most {max(borne):.2%}"
+    if refused:
+        worst = max(refused, key=lambda name: refused[name])
+        text += f"; {len(refused)} would be off by more than {BOUND:.0%}, {worst} by {refused[worst]:.1%}"
+    return text
+
+
+def _numbers(data_dir: Path, key: str, name: str) -> Numbers | None:
+    found = measured.recall(data_dir).get(key, {}).get(name)
+    if not isinstance(found, dict) or not all(isinstance(number, int | float) for number in found.values()):
+        return None
+    return {str(name): float(number) for name, number in found.items()}
+
+
+def _rates_key(hardware: Hardware) -> str:
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "missing"
+    return f"products of torch {torch} on {hardware.name}, {hardware.cores} cores"
+
+
+def _errors_key(pack: Pack) -> str:
+    """With the weights' files, so that other weights in the same folder are tried again."""
+    weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in pack.transformer.files]
+    digest = hashlib.sha256(repr((str(pack.folder.resolve()), weights)).encode()).hexdigest()
+    return f"int8 in {pack.id} {digest[:12]}"

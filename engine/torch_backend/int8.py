@@ -1,0 +1,105 @@
+"""Packed layers multiplied as bytes: int8 weights made from the codes a few rows at a time, int8 activations per token.
+
+Codes of one or two bits are -1, 0 and +1 (two bits) or -1 and +1 (one bit) times the scale of their group. A plain
+integer product can't apply a scale in the middle of a sum, so the scales become whole numbers relative to the largest
+of their row: `w8 = round(127 * scale / largest) * sign`, off by at most 1/254 of that largest scale. Activations are
+rounded to 127 steps of their token's largest value. `y = (x8 @ w8) * the token's step * the row's step`.
+
+Knows nothing of modules, nor of which layers can bear it: admission.py finds that out.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STEPS = 127  # of the largest value, on either side of zero
+TILE = 1536  # outputs at a time: it divides the 4B model's layers, and wider tiles gained less than 2 %
+TOKENS = 64  # quantised at a time, so that they are still in a core's cache at the second look
+CENTRES = {1: -0.5, 2: -1.0}  # code + centre is half the sign, or the sign
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Int8Weights(NamedTuple):
+    """A packed layer of N outputs and K inputs as integers."""
+
+    words: Tensor  # [N, K / 8]: the codes as they lie in the file, eight in a uint8 or uint16
+    bits: int
+    factors: Tensor  # int8 [N, K / group_size]
+    steps: Tensor  # float32 [N]: what one unit of a row's int8 weights is worth
+
+
+class Int8Tokens(NamedTuple):
+    values: Tensor  # int8 [M, K]
+    steps: Tensor  # float32 [M, 1]
+
+
+class Scratch:
+    """Two buffers that every product uses again: expanded weights and integer sums."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """`count` elements [count] with anything in them; what an earlier `take` of this name gave is overwritten."""
+        kept = self._buffers.get(name)
+        if kept is None or len(kept) < count:
+            kept = self._buffers[name] = torch.empty(count, dtype=dtype)
+        return kept[:count]
+
+
+def weights(codes: Tensor, scales: Tensor, bits: int) -> Int8Weights:
+    """Fold the scales [N, groups] of codes uint8 [N, K * bits / 8]; biases must be CENTRES[bits] * scales."""
+    scales = scales.float()
+    largest = scales.abs().amax(1, keepdim=True)
+    factors = (scales * (STEPS / largest.clamp_min(TINY))).round_().to(torch.int8)
+    unit = -CENTRES[bits] / STEPS
+    words = codes.view(torch.uint8 if bits == 1 else torch.uint16)
+    return Int8Weights(words, bits, factors, (largest * unit).flatten())
+
+
+def quantize(x: Tensor) -> Int8Tokens:
+    """Float activations [M, K] -> int8, each token in steps of its own. What isn't finite gives nonsense."""
+    values, steps = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    for start in range(0, len(x), TOKENS):
+        rows = slice(start, start + TOKENS)
+        block, step = x[rows].float(), steps[rows]
+        torch.maximum(block.amax(1, keepdim=True), block.amin(1, keepdim=True).neg_(), out=step)
+        step.clamp_min_(TINY).div_(STEPS)
+        values[rows] = (block * step.reciprocal()).round_()
+    return Int8Tokens(values, steps)
+
+
+def multiply(x: Int8Tokens, w: Int8Weights, dtype: torch.dtype, scratch: Scratch) -> Tensor:
+    """[M, K] tokens times N rows -> [M, N] in `dtype`."""
+    count, outputs = len(x.values), len(w.words)
+    out = torch.empty(count, outputs, dtype=dtype)
+    for start in range(0, outputs, TILE):
+        rows = slice(start, min(start + TILE, outputs))
+        tile = expand(w, rows, scratch)
+        sums = scratch.take("sums", count * len(tile), torch.int32).view(count, len(tile))
+        torch._int_mm(x.values, tile.t(), out=sums)
+        # three passes in place: one pass of torch.mul over integers and floats takes longer than all of them
+        out[:, rows].copy_(sums).mul_(x.steps).mul_(w.steps[rows])
+    return out
+
+
+def expand(w: Int8Weights, rows: slice, scratch: Scratch) -> Tensor:
+    """int8 [n, K] of some rows, in a buffer that the next call overwrites."""
+    index = w.words[rows].flatten().int()
+    table, tile = _table(w.bits), scratch.take("weights", len(index), torch.int64)
+    if torch.get_num_threads() <= 2:
+        torch.index_select(table, 0, index, out=tile)  # three times faster on a core, but on one core only
+    else:
+        torch.index_select(table[:, None], 0, index, out=tile[:, None])
+    factors = w.factors[rows]
+    return tile.view(torch.int8).view(*factors.shape, -1).mul_(factors[..., None]).flatten(1)
+
+
+@cache
+def _table(bits: int) -> Tensor:
+    """The eight signs that each possible word of 8 * bits bits stands for, as the bytes of an int64: [2^(8 * bits)]."""
+    codes = torch.arange(1 << 8 * bits)[:, None] >> torch.arange(0, 8 * bits, bits) & (1 << bits) - 1
+    signs = (codes + CENTRES[bits]) / -CENTRES[bits]
+    return signs.to(torch.int8).view(torch.int64).flatten()
