@@ -201,9 +201,9 @@ def test_a_big_pack_is_measured_once(ternary: Path, tmp_path: Path, monkeypatch:
 def test_findings_of_another_kind_count_as_none(tmp_path: Path, ternary: Path) -> None:
     products.keep_rates(tmp_path, HARDWARE, dict.fromkeys(products.FORMATS, 7.0))
     assert products.rates(tmp_path, HARDWARE) == dict.fromkeys(products.FORMATS, 7.0)
-    text = (tmp_path / "products.json").read_text()
+    text = (tmp_path / "measured.json").read_text()
     for damaged in (text.replace("7.0", "null"), text.replace("bfloat16", "bfloat"), "[", "{}"):
-        (tmp_path / "products.json").write_text(damaged)
+        (tmp_path / "measured.json").write_text(damaged)
         assert products.rates(tmp_path, HARDWARE) is None
     products.keep_errors(tmp_path, open_pack(ternary), {"a": 0.5})
     assert products.errors(tmp_path, open_pack(ternary)) == {"a": 0.5}

@@ -1,6 +1,6 @@
 """How far the engine is from the least that its arithmetic can take on this CPU.
 
-    python -m engine.torch_backend.floor PACK [--size 512x512] [--seconds] [--plain]
+    python -m tests.floor PACK [--size 512x512] [--seconds] [--plain]
 
 The floor: every packed product of a step at the best rate that any tiling of torch._int_mm reaches on the same
 shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
