@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.torch_backend.linear import CENTRES  # code + centre is half the sign (one bit), or the sign
+
 STEPS = 127  # of the largest value, on either side of zero
 TILE = 1536  # outputs at a time: it divides the 4B model's layers, and wider tiles gained less than 2 %
 TOKENS = 64  # quantised at a time, so that they are still in a core's cache at the second look
-CENTRES = {1: -0.5, 2: -1.0}  # code + centre is half the sign, or the sign
 TINY = torch.finfo(torch.float32).tiny
 
 

@@ -27,7 +27,7 @@ BLOCK = 1 << 21  # weights that a CPU expands at a time: 8 MB in float32, few en
 # The codes of one byte, as one word: torch moves a word of 16 bytes as fast as one of 2.
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128, 32: torch.complex128}
 # Where bias = centre * scale in every group, `(code + centre) * scale` is exact and one pass shorter.
-_CENTRES = {1: -0.5, 2: -1.0}
+CENTRES = {1: -0.5, 2: -1.0}
 
 
 @cache
@@ -144,7 +144,7 @@ class PackedLinear(RowBlocks):
 
     def find_centre(self) -> None:
         """Look whether the biases follow from the scales, as ternary and binary ones do. Reads both once."""
-        centre = _CENTRES.get(self.bits)
+        centre = CENTRES.get(self.bits)
         if centre is not None and torch.equal(self.biases, self.scales * centre):
             self.centre = centre
 
