@@ -16,9 +16,11 @@ from engine import plan
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
 from engine.torch_backend import backend as backend_module
+from engine.torch_backend import transformer
 from engine.torch_backend.backend import Model, TorchBackend
 from engine.types import BadRequest, Cancelled, EngineError, Picture, Request, Step
 from tests.packs.writers import Dims, write_pack
+from tests.peak import PeakMemory
 
 HARDWARE = Hardware("cpu", "test processor", 0, 1, frozenset(), "cpu: test processor")
 PROMPT = "two red circles on a blue background"
@@ -99,6 +101,75 @@ def test_ternary_and_its_dense_twin_draw_the_same(backend: TorchBackend, request
     ternary = picture_of(backend, request_).pixels.astype(int)
     dense = picture_of(backend, replace(request_, model=str(packs / "dense"))).pixels.astype(int)
     assert np.abs(ternary - dense).max() <= 1
+
+
+def test_a_text_encoder_that_leaves_comes_back_for_a_new_prompt(
+    packs: Path, backend: TorchBackend, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = picture_of(backend, request_).pixels
+    other = picture_of(backend, replace(request_, prompt="a green square")).pixels
+    monkeypatch.setattr(plan, "BIG_ENCODER", 1)
+    frugal = TorchBackend(HARDWARE, packs)
+    first = picture_of(frugal, request_)
+    assert "leaves memory" in first.reason and np.array_equal(first.pixels, kept)
+    model = frugal._model
+    assert model.text_encoder is None
+    maps = Path("/proc/self/maps")
+    file = str(model.pack.text_encoder.files[0])
+    backend.close()  # it had the same file open
+    assert not maps.exists() or file not in maps.read_text()
+    again = picture_of(frugal, replace(request_, seed=9))
+    assert again.seconds.load == 0 and again.seconds.encode == 0
+    new = picture_of(frugal, replace(request_, prompt="a green square"))
+    assert new.seconds.load > 0 and new.seconds.encode > 0 and model.text_encoder is None
+    assert np.array_equal(new.pixels, other)
+
+
+def test_a_cancelled_encoding_leaves_no_text_encoder_behind(
+    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "BIG_ENCODER", 1)
+    frugal = TorchBackend(HARDWARE, packs)
+    with pytest.raises(Cancelled):
+        list(frugal.generate(request_, after(1)))
+    assert frugal._model.text_encoder is None
+    assert picture_of(frugal, request_).pixels.std() > 1
+
+
+def test_the_plan_decides_how_the_picture_is_decoded(
+    backend: TorchBackend, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = picture_of(backend, request_).pixels.astype(int)
+    monkeypatch.setattr(plan, "WHOLE_PIXELS", 32 * 32)
+    monkeypatch.setattr(plan, "VAE_TILES", (64,))
+    tiled = picture_of(backend, request_)
+    assert "tiles of 64 pixels" in tiled.reason
+    assert np.abs(tiled.pixels - whole).max() <= 1  # so small that the statistics come from all of it
+
+
+def test_a_picture_that_does_not_fit_is_refused_before_anything_is_loaded(
+    packs: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = TorchBackend(HARDWARE, packs)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend_module, "available_bytes", lambda: 1)
+        patch.setattr(backend_module, "resident_bytes", lambda: 100 << 20)
+        with pytest.raises(BadRequest, match="needs .* GB where 0.1 GB are available"):
+            list(fresh.generate(request_, never))
+    assert fresh._model is None
+    assert picture_of(fresh, request_).pixels.std() > 1
+
+
+def test_attention_never_holds_the_scores() -> None:
+    """The joint sequence of a 512 x 512 picture: 1,536 tokens."""
+    heads, tokens, width = 2, 1536, 64
+    query, key, value = (torch.randn(1, tokens, heads, width) for _ in range(3))
+    with torch.inference_mode(), PeakMemory() as memory:
+        out = transformer.attention(query, key, value)
+    scores = heads * tokens * tokens * 4
+    assert memory.peak < scores / 4
+    weights = (query[0, :, 1] @ key[0, :, 1].T / width**0.5).softmax(-1)
+    torch.testing.assert_close(out[0, :, width:], weights @ value[0, :, 1], rtol=1e-4, atol=1e-4)
 
 
 def test_cancel_inside_a_step(backend: TorchBackend, request_: Request) -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import lowbit
 from engine.packs import Component, Quantization, Tensors
-from engine.torch_backend.linear import PackedEmbedding, PackedLinear, build
+from engine.torch_backend import linear
+from engine.torch_backend.linear import PackedEmbedding, PackedLinear, StoredEmbedding, StoredLinear, build
 from engine.types import EngineError
+from tests.peak import PeakMemory
 
 GROUP, ROWS, FEATURES = 64, 48, 128
 CPU = torch.device("cpu")
@@ -108,22 +108,6 @@ def test_codes_stay_in_the_file(tmp_path: Path) -> None:
     assert net.layers[0].weight[0, 0].item() == before ^ 1
 
 
-class PeakMemory(TorchDispatchMode):
-    """The most bytes that results of operations held at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        self.live = {storage: size for storage, size in self.live.items() if not storage.expired()}
-        self.live[StorageWeakRef(out.untyped_storage())] = out.untyped_storage().nbytes()
-        self.peak = max(self.peak, sum(self.live.values()))
-        return out
-
-
 @torch.inference_mode()
 def test_one_layer_is_expanded_at_a_time(tmp_path: Path) -> None:
     """An expanded layer is the largest thing here by far; two of them alive at once would show."""
@@ -137,6 +121,84 @@ def test_one_layer_is_expanded_at_a_time(tmp_path: Path) -> None:
     assert expanded <= memory.peak <= expanded + packed + 16 * 1024
     for tensor in net.layers[0].state_dict().values():
         assert tensor.nbytes <= FEATURES * FEATURES // 8
+
+
+def test_rows_are_expanded_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, weights = built(tmp_path, 2)
+    x = torch.randn(3, 5, FEATURES)
+    expected = x @ torch.from_numpy(weights["layers.0"]).T
+    monkeypatch.setattr(linear, "BLOCK", 20 * FEATURES)  # blocks of 20 rows, the last one shorter
+    with torch.inference_mode(), PeakMemory() as memory:
+        found = net.layers[0](x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    assert memory.peak < FEATURES * FEATURES * 4 * 0.6  # of the expanded layer; 20 of 128 rows and the result
+
+
+@pytest.mark.parametrize(("bits", "centre"), [(1, -0.5), (2, -1.0)])
+def test_biases_that_follow_from_the_scales_are_not_read(tmp_path: Path, bits: int, centre: float) -> None:
+    tensors, _ = net_tensors(bits)
+    for name in ("layers.0", "layers.2"):
+        tensors[f"{name}.biases"] = tensors[f"{name}.scales"] * centre
+    tensors["layers.2.biases"][0, 0] += 1
+    net = meta_net()
+    build(net, component(tmp_path, tensors, bits), torch.float32, CPU)
+    assert (net.layers[0].centre, net.layers[2].centre) == (centre, None)
+    short = net.layers[0].rows(slice(None))
+    net.layers[0].centre = None
+    assert torch.equal(short, net.layers[0].rows(slice(None)))
+
+
+def test_big_dense_layers_keep_the_files_number_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(linear.BIG_WEIGHTS, 2, 1)
+    tensors = {
+        "embed.weight": torch.randn(ROWS, FEATURES).half(),
+        "norm.weight": torch.ones(FEATURES).bfloat16(),
+        "norm.bias": torch.zeros(FEATURES).bfloat16(),
+    } | {f"layers.{number}.weight": torch.randn(FEATURES, FEATURES).bfloat16() for number in range(3)}
+    net, cast = meta_net(), Net()
+    build(net, component(tmp_path, tensors, None), torch.float32, CPU)
+    assert isinstance(net.embed, StoredEmbedding) and net.embed.weight.dtype == torch.float16
+    assert isinstance(net.layers[0], StoredLinear) and net.layers[0].weight.dtype == torch.bfloat16
+    assert net.norm.weight.dtype == torch.float32
+    cast.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    ids = torch.tensor([[1, 2, 40]])
+    torch.testing.assert_close(net(ids), cast(ids))
+    build(meta := meta_net(), component(tmp_path, tensors, None), torch.bfloat16, CPU)
+    assert isinstance(meta.layers[0], nn.Linear)  # nothing to cast, so nothing to keep
+
+
+def test_big_convolutions_keep_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(linear.BIG_WEIGHTS, 4, 1)
+    tensors = {"0.weight": torch.randn(4, 3, 3, 3).bfloat16(), "0.bias": torch.randn(4).bfloat16()}
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1))
+    build(net, component(tmp_path, tensors, None), torch.float32, CPU)
+    assert net[0].weight.dtype == torch.bfloat16 and net[0].bias.dtype == torch.float32
+    x = torch.randn(1, 3, 8, 8)
+    expected = torch.nn.functional.conv2d(x, tensors["0.weight"].float(), tensors["0.bias"].float(), 2, 1)
+    torch.testing.assert_close(net(x), expected)
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that lie in this process's memory."""
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    return sum(int(part.split("Rss:")[1].split()[0]) * 1024 for part in maps if str(file) in part)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what of a mapping is in memory")
+def test_pages_are_given_back_and_come_again(tmp_path: Path) -> None:
+    weight = torch.randn(FEATURES, 8 * 1024)
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(8 * 1024, FEATURES, bias=False))
+    files = build(net, component(tmp_path, {"0.weight": weight}, None), torch.float32, CPU)
+    file = tmp_path / "model.safetensors"
+    assert resident(file) < 1 << 20  # opened, not read
+    assert torch.equal(net[0].weight, weight) and resident(file) >= weight.nbytes
+    files.release()
+    assert resident(file) == 0
+    assert torch.equal(net[0].weight, weight)
+    del net, files
+    assert resident(file) == 0 and str(file) not in Path("/proc/self/maps").read_text()
 
 
 def test_prefix_and_unused(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Decoding in tiles against decoding in one piece: how far apart, no seams, bounded memory, stopping between tiles."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.catalog import SHIPPED
+from engine.packs import Component, open_pack
+from engine.torch_backend import vae
+from engine.torch_backend.vae import PictureDecoder, mosaic, spans
+from engine.types import Cancelled
+from tests.packs.writers import Dims, write_pack
+from tests.peak import PeakMemory
+
+SIDE = 16  # pixels of an image token
+
+
+def silent() -> None:
+    pass
+
+
+def decoder_of(component: Component, dtype: torch.dtype = torch.float32) -> PictureDecoder:
+    return PictureDecoder(component, dtype, torch.device("cpu"))
+
+
+def painted(size: int) -> torch.Tensor:
+    """A picture [1, 3, size, size] with slopes, edges, a bright corner, and texture in its lower half only."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:size, 0:size] / size
+    picture = np.stack([x, y, 1 - x * y]) * 1.2 - 0.6
+    for _ in range(25):
+        across, down, radius = rng.random(3) * [1, 1, 0.12]
+        picture[:, (x - across) ** 2 + (y - down) ** 2 < radius**2] = rng.uniform(-1, 1, 3)[:, None]
+    picture += 0.15 * np.sin(x * 200) * (y > 0.4)
+    return torch.tensor(picture[None], dtype=torch.float32).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[PictureDecoder, torch.Tensor]:
+    """The seedling's decoder, whose two big groups a norm make it sensitive, and the tokens of a 512 x 512 picture."""
+    from diffusers import AutoencoderKLFlux2
+    from safetensors.torch import load_file
+
+    component = open_pack(SHIPPED / "seedling-dense").vae
+    whole = AutoencoderKLFlux2.from_config(component.config)
+    whole.load_state_dict(load_file(component.files[0]))
+    with torch.inference_mode():
+        latents = whole.encode(painted(512)).latent_dist.mode()
+    tokens = torch.nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+    scale = (whole.bn.running_var + component.config["batch_norm_eps"]).sqrt()
+    return decoder_of(component), (tokens - whole.bn.running_mean) / scale
+
+
+def seam(apart: np.ndarray, border: int, axis: int) -> float:
+    """How far the difference jumps across a border, in units of its largest jump within 16 pixels on either side."""
+    jumps = np.abs(np.diff(apart, axis=axis)).mean(axis=tuple({0, 1, 2} - {axis}))
+    return jumps[border - 1] / max(*jumps[border - 17 : border - 1], *jumps[border : border + 16])
+
+
+def test_tiles_are_close_to_one_piece_and_have_no_seam(
+    trained: tuple[PictureDecoder, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, tokens = trained
+    whole = decoder.image(tokens, (32, 32)).permute(1, 2, 0).numpy()
+    tiled = decoder.image(tokens, (32, 32), 256).permute(1, 2, 0).numpy()
+    assert whole.std() * 127.5 > 30 and np.abs(tiled - whole).mean() * 127.5 < 2
+    assert max(seam(tiled - whole, 256, axis) for axis in (0, 1)) < 1.2
+    again = decoder.image(tokens, (32, 32)).permute(1, 2, 0).numpy()
+    assert np.array_equal(again, whole)  # no tile's statistics stay behind
+    monkeypatch.setattr(vae, "TILE_HALO", 0)  # without its surroundings a tile's border shows
+    cut = decoder.image(tokens, (32, 32), 256).permute(1, 2, 0).numpy()
+    assert max(seam(cut - whole, 256, axis) for axis in (0, 1)) > 2
+
+
+def test_a_picture_no_larger_than_a_tile_is_decoded_in_one_piece(trained: tuple[PictureDecoder, torch.Tensor]) -> None:
+    decoder, tokens = trained
+    part = tokens.view(1, 32, 32, -1)[:, :16, :8].reshape(1, 128, -1)
+    assert np.array_equal(decoder.decode(part, (16, 8), silent), decoder.decode(part, (16, 8), silent, 256))
+
+
+@pytest.mark.slow
+def test_bfloat16_tiles(trained: tuple[PictureDecoder, torch.Tensor]) -> None:
+    _, tokens = trained
+    decoder = decoder_of(open_pack(SHIPPED / "seedling-dense").vae, torch.bfloat16)
+    apart = np.abs(decoder.decode(tokens, (32, 32), silent, 256).astype(int) - decoder.decode(tokens, (32, 32), silent))
+    assert apart.mean() < 3
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> PictureDecoder:
+    return decoder_of(open_pack(write_pack(tmp_path_factory.mktemp("packs") / "tiny", "binary", Dims())).vae)
+
+
+def peak(decoder: PictureDecoder, size: int, tile: int) -> int:
+    grid = (size // SIDE, size // SIDE)
+    tokens = torch.randn(1, math.prod(grid), 64)
+    with PeakMemory() as memory:
+        decoder.decode(tokens, grid, silent, tile)
+    return memory.peak - 3 * 4 * size**2  # the finished picture itself
+
+
+def test_memory_is_bounded_by_the_tile(tiny: PictureDecoder) -> None:
+    one, four = peak(tiny, 256, 0), peak(tiny, 512, 0)
+    assert four > 3 * one
+    tiled, tiled_four = peak(tiny, 256, 64), peak(tiny, 512, 64)
+    assert tiled_four < 0.4 * four
+    assert tiled_four < 2 * tiled
+
+
+def test_every_tile_asks_whether_to_stop(tiny: PictureDecoder) -> None:
+    tokens = torch.randn(1, 32 * 32, 64)
+    calls: list[int] = []
+
+    def stop_at(count: int) -> None:
+        calls.append(1)
+        if len(calls) == count:
+            raise Cancelled("stopped")
+
+    tiny.decode(tokens, (32, 32), lambda: stop_at(0), 128)
+    blocks = 1 + 4  # the middle block, and the four upper ones of each tile and of the pass for the statistics
+    assert len(calls) == blocks + 16 * blocks
+    calls.clear()
+    with pytest.raises(Cancelled):
+        tiny.decode(tokens, (32, 32), lambda: stop_at(3 * blocks), 128)
+    assert len(calls) == 3 * blocks
+    assert all(norm.statistics is None for norm in tiny._norms)
+
+
+def test_spans_cover_everything_once() -> None:
+    for length, most in ((64, 64), (65, 64), (7, 3), (128, 48), (1, 5)):
+        pieces = spans(length, most)
+        assert [stop for _, stop in pieces[:-1]] == [start for start, _ in pieces[1:]]
+        assert pieces[0][0] == 0 and pieces[-1][1] == length
+        assert all(0 < stop - start <= most for start, stop in pieces)
+
+
+def test_a_mosaic_takes_patches_from_everywhere() -> None:
+    assert mosaic(16, 1).tolist() == list(range(16))
+    assert mosaic(32, 2).tolist() == [4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31]
+    assert len(mosaic(128, 3)) in range(40, 48)
