@@ -9,6 +9,8 @@
     history.rate / tag / untag / note / delete / restore     # delete is into the bin, restore takes it back
     library.page(history, LOCAL, Filter(text="red", kept=True))      # search, filters, paging, stacks: studio.library
     lineage.tree(library.page(..).images)                    # the tree of pictures: studio.lineage
+    disk.usage(history.data_dir), disk.purge(history, LOCAL, ids), disk.empty_bin(..), disk.delete_project(..)
+    adopt.adopt(history, LOCAL, project.id, png)             # a picture from elsewhere, with the chain it carries
 
 Everything takes the owner first and neither shows nor changes another owner's rows: on a Space that is what keeps
 visitors apart, elsewhere it is rows.LOCAL. What is made, and when, is `jobs`. Everything may be called from any thread.

@@ -7,7 +7,8 @@
     history.image(LOCAL, job.image)       # when job.state == DONE
     for queue in jobs.watch_queue(LOCAL): # all of an owner's jobs that wait or run, at every change; never ends
     jobs.cancel(LOCAL, id)                # this one and no other, also while it runs
-    jobs.retry(LOCAL, id); jobs.move(LOCAL, id, before=other_id or None)
+    jobs.retry(LOCAL, id); jobs.move(LOCAL, id, before=other_id or None); jobs.estimate(request)
+    jobs.live(LOCAL, request)             # Steps and a Picture without a row; jobs.forget(owner): the end of a visit
 
 Leaving `watch` stops nothing. A picture is written aside and renamed, then its row is committed together with the
 job's: a row never points at a missing file. A job whose engine process dies is tried once more; what ran when the
@@ -19,11 +20,11 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -31,8 +32,9 @@ from engine.types import BadRequest, Cancelled, Crashed, EngineError, Picture, R
 from studio import pace
 from studio import tables as t
 from studio.adopt import lost, take_in
-from studio.disk import empty_bin, sweep_gone
+from studio.disk import empty_bin, forget, sweep_gone
 from studio.history import JOBS, History, job_of, last_revision, revise
+from studio.live import Engine as Engine  # who builds a queue needs both names
 from studio.live import Live
 from studio.pace import Pace
 from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Job, columns
@@ -50,18 +52,6 @@ MAX_TRIES = 2  # starts of one job before a dying engine process is taken for it
 LOST = "Niwaki was ended while this picture was being made: Retry makes it again"
 
 
-class Engine(Protocol):
-    """What is needed of engine.worker.Worker."""
-
-    def complete(self, request: Request) -> Request: ...
-
-    def run(self, request: Request) -> Generator[Step | Picture]: ...
-
-    def stop(self) -> None: ...
-
-    def close(self, patience: float = ...) -> None: ...
-
-
 class Jobs:
     """The queue of one data folder. Everything may be called from any thread."""
 
@@ -77,7 +67,7 @@ class Jobs:
         self._owed: dict[int, dict[str, Any]] = {}  # ends of jobs that a full disk kept from being written
         self._closing = False
         self._saved: dict[int, Saved] = {}  # pictures that a full disk kept from being saved, by job
-        self._live = Live(engine.run, engine.stop)
+        self._live = Live(engine)
         self._tidied = 0.0
         self._recovered = False
         self._lost: list[Path] = []  # pictures without a row, taken in while nothing else is to be done
@@ -242,6 +232,14 @@ class Jobs:
         if self._thread.is_alive():
             self._engine.close(patience=0)
             self._thread.join()
+
+    def forget(self, owner: str) -> None:
+        """Stop everything of an owner and delete all they have, for good: the end of a visit."""
+        self.stop_live(owner)
+        for job in self.queue(owner):
+            self.cancel(owner, job.id)
+        forget(self._history, owner)  # a picture that is ready only now finds its row gone, and leaves no file
+        self._tell()
 
     # Watching
 

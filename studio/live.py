@@ -5,12 +5,25 @@ handed to the job that asks for the same recipe, so that it is not made twice.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from typing import Protocol
 
 from engine.types import Cancelled, EngineError, Picture, Request, Step
 
 REMEMBERED = 8  # finished pictures, one per owner: enough for the tabs that type at this moment
+
+
+class Engine(Protocol):
+    """What is needed of engine.worker.Worker."""
+
+    def complete(self, request: Request) -> Request: ...
+
+    def run(self, request: Request) -> Generator[Step | Picture]: ...
+
+    def stop(self) -> None: ...
+
+    def close(self, patience: float = ...) -> None: ...
 
 
 class Shot:
@@ -26,8 +39,8 @@ class Shot:
 class Live:
     """The live pictures of all owners, at most one each. Made by whoever calls `make`, one at a time."""
 
-    def __init__(self, run: Callable[[Request], Iterator[Step | Picture]], stop: Callable[[], None]) -> None:
-        self._run, self._stop = run, stop
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._changed = threading.Condition()
         self._shots: dict[str, Shot] = {}  # by owner, the longest waiting first
         self._current: Shot | None = None
@@ -73,7 +86,7 @@ class Live:
     def make(self, shot: Shot) -> None:
         """Make it; nothing is raised, the watcher is told."""
         try:
-            with closing(self._run(shot.request)) as run:  # type: ignore[type-var]
+            with closing(self._engine.run(shot.request)) as run:
                 for item in run:
                     with self._changed:
                         if shot.over:
@@ -113,5 +126,5 @@ class Live:
         if self._shots.get(shot.owner) is shot:
             del self._shots[shot.owner]
         if self._current is shot:
-            self._stop()  # under our lock, or it could hit what runs next
+            self._engine.stop()  # under our lock, or it could hit what runs next
         self._changed.notify_all()

@@ -156,6 +156,17 @@ def test_many_prompts_at_once_are_siblings_and_all_are_watched(jobs: Jobs) -> No
     assert [row.label for row in rows[:4]] == ["r1", "r2", "r1a", "r1b"]
 
 
+def test_a_visitor_leaves_and_nothing_of_theirs_stays(jobs: Jobs, engine: Engine) -> None:
+    one, _ = submit(jobs, "a circle", "a ring", owner="visitor")
+    (mine,) = submit(jobs, "a square")
+    until(jobs, one.id, RUNNING, owner="visitor")
+    jobs.forget("visitor")
+    engine.go.release(2)
+    until(jobs, mine.id, DONE)
+    assert jobs.queue("visitor") == () and jobs._history.projects("visitor") == ()
+    assert len(list((jobs._history.data_dir / "pictures").rglob("*.png"))) == 1
+
+
 def test_an_impossible_request_queues_nothing(jobs: Jobs) -> None:
     with pytest.raises(BadRequest, match="empty"):
         submit(jobs, "a circle", "  ")
@@ -246,7 +257,7 @@ def test_an_engine_that_does_not_obey_is_ended(jobs: Jobs, engine: Engine, monke
 def test_a_project_deleted_under_a_running_job_leaves_no_file(jobs: Jobs, engine: Engine) -> None:
     (job,) = submit(jobs, "a circle", owner="visitor")
     until(jobs, job.id, RUNNING, owner="visitor")
-    disk.forget(jobs._history, "visitor")
+    disk.forget(jobs._history, "visitor")  # not stopped first
     engine.go.release(2)
     (next_one,) = submit(jobs, "a ring")
     engine.go.release(2)

@@ -16,7 +16,7 @@ from studio import library
 from studio.history import History
 from studio.jobs import Jobs
 from studio.library import Filter
-from studio.rows import DONE, INTERRUPTED, LOCAL, RUNNING, Image
+from studio.rows import DONE, INTERRUPTED, LOCAL, RUNNING, Image, Job
 from studio.tables import FILE
 from tests.kill_target import POINTS, InProcess, request
 
@@ -53,6 +53,14 @@ def check_files(history: History) -> tuple[Image, ...]:
     return images
 
 
+def ended(jobs: Jobs, id: int) -> Job:
+    """The job once it is over; fails rather than waits for ever."""
+    limit = time.monotonic() + 60
+    for job in jobs.watch(LOCAL, id):
+        assert time.monotonic() < limit, job
+    return job
+
+
 def survives(folder: Path, point: str) -> None:
     """What the next start finds and does after a kill at this point."""
     with closing(sqlite3.connect(folder / FILE)) as db:
@@ -63,14 +71,14 @@ def survives(folder: Path, point: str) -> None:
         rows = history.jobs(LOCAL)
         assert len(rows) == (2 if point in ("insert", "checkpoint") else 4)
         for job in rows[3:]:  # what waited is made by itself
-            *_, last = jobs.watch(LOCAL, job.id)
+            last = ended(jobs, job.id)
             assert last.state == DONE
         for job in rows[2:3]:
-            *_, last = jobs.watch(LOCAL, job.id)
+            last = ended(jobs, job.id)
             if last.state == INTERRUPTED:
                 assert "Retry" in last.error
                 jobs.retry(LOCAL, job.id)
-                *_, last = jobs.watch(LOCAL, job.id)
+                last = ended(jobs, job.id)
             assert last.state == DONE and last.image
         while jobs._lost or not jobs._recovered:
             time.sleep(0.01)
