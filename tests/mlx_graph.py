@@ -1,8 +1,8 @@
 """How many kernels one denoising step of the 4B model dispatches on a Mac's GPU, and how many bytes they read, counted
 from MLX's own graph of it. `python -m tests.mlx_graph` prints the numbers of SPEED.md; nothing is computed.
 
-A kernel reads each operand once. What Metal must copy first is read from mlx's source: a norm copies rows that don't lie
-one after another, a product rows with gaps, a reshape what no strides describe; attention takes any layout whose
+A kernel reads each operand once. What Metal must copy first is read from mlx's source: a norm copies rows that don't
+lie one after another, a product rows with gaps, a reshape what no strides describe; attention takes any layout whose
 features lie together, and writes heads beside each other. The floor: every weight read once, and every result of a
 product, a norm or an attention read once by whoever needs it, with all other arithmetic done on the way.
 """
