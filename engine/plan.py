@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from engine import chain, memory
+from engine import chain, memory, memory_mlx
 from engine.hardware import Hardware
 from engine.packs import Notes, Pack
 from engine.products import Numbers
@@ -161,8 +161,8 @@ def _cheapest(
 ) -> tuple[_Way, memory.Need]:
     """The first way that fits into `room` bytes (0: unknown, so the first), else the last one."""
     for way in _ways(where, pack, size):
-        resident = where.device == "cpu" and where.backend == "torch"  # what the whole process has, not an allocator
-        needed = memory.need(pack, size, side, where.dtype, cpu=resident, tile=way.vae_tile)
+        count = memory_mlx.need if where.backend == "mlx" else memory.need
+        needed = count(pack, size, side, where.dtype, cpu=where.device == "cpu", tile=way.vae_tile)
         if not room or needed.peak(way.keep_text_encoder) <= room:
             break
     return way, needed

@@ -36,7 +36,8 @@ def entries(config: dict[str, Any]) -> Iterator[tensorfile.Entry]:
         return tensorfile.Entry(name, dtype, shape, lambda: iter([values()]))
 
     def half(shape: tuple[int, ...], centre: float, spread: float) -> Any:
-        return lambda: lowbit.bfloat16_bits(rng.normal(centre, spread, shape).astype(np.float32))
+        some = rng.normal(centre, spread, 1 << 16).astype(np.float32)  # repeated: 195 million would take a while
+        return lambda: np.resize(lowbit.bfloat16_bits(some), shape)
 
     for name, shape in shapes.transformer(config):
         if not name.startswith(PACKED) or len(shape) == 1:

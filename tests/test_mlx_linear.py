@@ -192,14 +192,14 @@ def test_scales_without_declared_bits_and_a_file_that_vanished(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["silu", "swiglu", "gated", "rotate"])
+@pytest.mark.parametrize("name", ["silu", "swiglu", "gated", "affine", "rotate"])
 def test_one_kernel_and_many_give_the_same(name: str) -> None:
     """mx.compile is used on GPUs alone; here the CPU's C++ compiler stands in for it."""
     if shutil.which("g++") is None:
         pytest.skip("mx.compile needs a C++ compiler on the CPU, and g++ is missing")
     function = getattr(fused, name)
     shape = (1, 3, 2, 4, 2)
-    count = {"silu": 1, "swiglu": 2, "gated": 3, "rotate": 4}[name]
+    count = {"silu": 1, "swiglu": 2, "gated": 3, "affine": 3, "rotate": 4}[name]
     operands = [mx.array(part) for part in np.random.default_rng(1).normal(size=(count, *shape)).astype(np.float32)]
     plain, compiled = function(*operands), mx.compile(function.__wrapped__)(*operands)
     np.testing.assert_allclose(compiled, plain, rtol=1e-6, atol=1e-6)

@@ -14,7 +14,6 @@ from engine import plan  # noqa: E402
 from engine.hardware import Hardware  # noqa: E402
 from engine.mlx_backend import backend as mlx_backend  # noqa: E402
 from engine.mlx_backend.transformer import token_ids  # noqa: E402
-from engine.mlx_backend.vae import PictureEncoder  # noqa: E402
 from engine.packs import Pack, open_pack  # noqa: E402
 from engine.plan import Plan  # noqa: E402
 from engine.torch_backend import backend as torch_backend  # noqa: E402
@@ -86,27 +85,6 @@ def test_velocity(pack, torch_model, mlx_model) -> None:  # type: ignore[no-unty
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(ours, ids, strict=True))
     found = mlx_model.transformer(mx.array(x), mx.array(text.numpy()), mx.array([0.717]), *ours, silent)
     assert relative_error(found, expected) < CLOSE
-
-
-def test_decoded_picture(pack, torch_model, mlx_model) -> None:  # type: ignore[no-untyped-def]
-    x = tokens(pack)
-    expected = torch_model.weights.decoder.image(torch.from_numpy(x), GRID).permute(1, 2, 0)
-    assert relative_error(mlx_model.decoder.image(mx.array(x), GRID, silent), expected) < CLOSE
-
-
-@torch.inference_mode()
-def test_encoded_picture(pack, torch_model) -> None:  # type: ignore[no-untyped-def]
-    """Against diffusers' encoder, patched and normalised as its pipeline does."""
-    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
-
-    vae = AutoencoderKLFlux2.from_config(pack.vae.config).eval()
-    vae.load_state_dict({name: torch.from_numpy(np.array(pack.vae.tensors.numpy(name))) for name in pack.vae.tensors})
-    pixels = np.random.default_rng(6).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
-    latents = Flux2KleinPipeline._patchify_latents(vae.encode(picture).latent_dist.mode())
-    scale = (vae.bn.running_var + pack.vae.config["batch_norm_eps"]).sqrt().view(1, -1, 1, 1)
-    expected = ((latents - vae.bn.running_mean.view(1, -1, 1, 1)) / scale).flatten(2).transpose(1, 2)
-    assert relative_error(PictureEncoder(pack.vae, mx.float32).encode(pixels, silent), expected) < CLOSE
 
 
 def picture(backend: object, request: Request) -> np.ndarray:

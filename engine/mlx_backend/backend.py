@@ -210,7 +210,7 @@ class MlxBackend:
                 yield Step(index, total)
             denoised = clock.lap()
 
-            pixels = decoder.decode(latents, token_grid(request, pack), check)
+            pixels = decoder.decode(latents, token_grid(request, pack), check, decided.vae_tile)
             decode = clock.lap()
         yield Picture(
             pixels=pixels,

@@ -39,6 +39,12 @@ def gated(x: mx.array, gate: mx.array, change: mx.array) -> mx.array:
 
 
 @fused
+def affine(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    """x * scale + shift in float32, and back to the dtype of `x`."""
+    return (x.astype(mx.float32) * scale + shift).astype(x.dtype)
+
+
+@fused
 def rotate(pairs: mx.array, swapped: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """Turn (a, b) to (a cos - b sin, b cos + a sin): `swapped` is (b, a), and `sin` carries the signs (-, +).
 

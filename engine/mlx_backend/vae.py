@@ -1,20 +1,26 @@
 """Latents to pixels and back: FLUX.2's autoencoder in MLX, with diffusers' names; only the half in use is loaded.
 
+A big picture is decoded in tiles, as the torch twin does it: what looks at the whole picture (the attention of the
+lowest level, and the statistics of the group norms) is taken from the whole before.
+
 It knows nothing of prompts or noise. Inside, pictures are [B, height, width, channels], MLX's order for convolutions,
 where the files have channels first.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from engine.memory import TILE_HALO
 from engine.mlx_backend import linear
-from engine.mlx_backend.fused import silu
+from engine.mlx_backend.fused import affine, silu
 from engine.packs import Component
+from engine.tiles import mosaic, spans
 
 PATCH = 2  # latent pixels a token side
 NORM_EPS = 1e-6
@@ -22,12 +28,43 @@ NORM_EPS = 1e-6
 Check = Callable[[], None]
 
 
+class Statistics(NamedTuple):
+    """Of every channel, float32 [C]."""
+
+    mean: mx.array
+    variance: mx.array
+
+
+class GroupNorm(nn.GroupNorm):
+    """A group norm that can take its statistics from an earlier call: `recording`, it keeps those of what passes."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(groups, channels, eps=NORM_EPS, pytorch_compatible=True)
+        self.recording = False
+        self.statistics: Statistics | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.recording:
+            grouped = mx.unflatten(x.astype(mx.float32), -1, (self.num_groups, -1))
+            each = self.dims // self.num_groups
+            mean, variance = (
+                mx.repeat(of(grouped, axis=(0, 1, 2, 4)), each) for of in (mx.mean, mx.var)
+            )
+            mx.eval(mean, variance)
+            self.statistics = Statistics(mean, variance)
+        if self.statistics is None:
+            return super().__call__(x)
+        mean, variance = self.statistics
+        scale = self.weight.astype(mx.float32) * mx.rsqrt(variance + self.eps)
+        return affine(x, scale, self.bias.astype(mx.float32) - mean * scale)
+
+
 class ResnetBlock2D(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(groups, in_channels)
+        self.norm1 = GroupNorm(groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(groups, out_channels)
+        self.norm2 = GroupNorm(groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -43,7 +80,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = group_norm(groups, channels)
+        self.group_norm = GroupNorm(groups, channels)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -127,7 +164,7 @@ class Encoder(nn.Module):
             DownEncoderBlock2D(*pair, layers, groups, last=level == len(widths) - 1) for level, pair in enumerate(pairs)
         ]
         self.mid_block = UNetMidBlock2D(widths[-1], groups, config.get("mid_block_add_attention", True))
-        self.conv_norm_out = group_norm(groups, widths[-1])
+        self.conv_norm_out = GroupNorm(groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config["latent_channels"], 3, padding=1)
 
     def __call__(self, x: mx.array, check: Check) -> mx.array:
@@ -152,15 +189,23 @@ class Decoder(nn.Module):
         self.up_blocks = [
             UpDecoderBlock2D(*pair, layers, groups, last=level == len(widths) - 1) for level, pair in enumerate(pairs)
         ]
-        self.conv_norm_out = group_norm(groups, widths[-1])
+        self.conv_norm_out = GroupNorm(groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config["out_channels"], 3, padding=1)
 
     def __call__(self, x: mx.array, check: Check) -> mx.array:
-        x = self.conv_in(x)
-        for block in (self.mid_block, *self.up_blocks):
+        return self.high_levels(self.low_levels(x, check), check)
+
+    def low_levels(self, x: mx.array, check: Check) -> mx.array:
+        """Latents -> features [B, h, w, C]: where the attention is, so always the whole picture."""
+        check()
+        return self.mid_block(self.conv_in(x))
+
+    def high_levels(self, x: mx.array, check: Check) -> mx.array:
+        """Features of the whole picture or of a part of it -> its pixels."""
+        for block in self.up_blocks:
+            mx.eval(x)  # a block at a time: a cancel needn't wait for all, and two blocks' pictures never coexist
             check()
             x = block(x)
-            mx.eval(x)  # a block at a time: a cancel needn't wait for all, and two blocks' pictures never coexist
         return self.conv_out(silu(self.conv_norm_out(x)))
 
 
@@ -196,21 +241,62 @@ class PictureDecoder:
         self.vae = loaded(component, dtype, "decoder")
         self.dtype = dtype
         self.eps = component.config["batch_norm_eps"]
+        decoder = self.vae.decoder
+        inside = [module for block in decoder.up_blocks for module in block.modules()]
+        self._norms = [each for each in (*inside, decoder.conv_norm_out) if isinstance(each, GroupNorm)]
+        self._pixels_per_cell = 2 ** (len(decoder.up_blocks) - 1)
 
-    def decode(self, latents: mx.array, grid: tuple[int, int], check: Check) -> np.ndarray:
+    def decode(self, latents: mx.array, grid: tuple[int, int], check: Check, tile: int = 0) -> np.ndarray:
         """Denoised tokens [1, rows * columns, C] -> pixels uint8 [height, width, 3]. `grid` is (rows, columns).
 
-        `check` is called before every block of the decoder; what it raises ends the work.
+        `tile` pixels a side are decoded at a time, 0: all at once. `check` is called before every block of the decoder,
+        and so within every tile; what it raises ends the work.
         """
-        image = self.image(latents, grid, check)
-        return np.array(mx.round((mx.clip(image, -1, 1) + 1) * 127.5).astype(mx.uint8))
+        image = self.image(latents, grid, check, tile)
+        return np.rint((image.clip(-1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
 
-    def image(self, latents: mx.array, grid: tuple[int, int], check: Check) -> mx.array:
+    def image(self, latents: mx.array, grid: tuple[int, int], check: Check, tile: int = 0) -> np.ndarray:
         """The same tokens -> float32 [height, width, 3], -1 black and 1 white, not yet clamped."""
         z = unpatchify(denormalize(self.vae.bn, latents, self.eps), grid).astype(self.dtype)
         if "post_quant_conv" in self.vae:
             z = self.vae.post_quant_conv(z)
-        return self.vae.decoder(z, check)[0].astype(mx.float32)
+        features = self.vae.decoder.low_levels(z, check)
+        cells = tile // self._pixels_per_cell
+        if not tile or max(features.shape[1:3]) <= cells:
+            return as_numpy(self.vae.decoder.high_levels(features, check))
+        return self._tiled(features, cells, check)
+
+    def _tiled(self, features: mx.array, cells: int, check: Check) -> np.ndarray:
+        """Pixels float32 [height, width, 3] of features [1, h, w, C], `cells` a side at a time."""
+        _, rows, columns, _ = features.shape
+        scale, halo = self._pixels_per_cell, math.ceil(TILE_HALO / self._pixels_per_cell)
+        image = np.empty((rows * scale, columns * scale, 3), np.float32)
+        try:
+            self._record_statistics(features, cells + 2 * halo, check)
+            for (top, bottom), (left, right) in product(spans(rows, cells), spans(columns, cells)):
+                above, before = max(0, top - halo), max(0, left - halo)
+                part = features[:, above : bottom + halo, before : right + halo]
+                pixels = as_numpy(self.vae.decoder.high_levels(part, check))[(top - above) * scale :]
+                pixels = pixels[: (bottom - top) * scale, (left - before) * scale :][:, : (right - left) * scale]
+                image[top * scale : bottom * scale, left * scale : right * scale] = pixels
+        finally:
+            for norm in self._norms:
+                norm.statistics = None
+        return image
+
+    def _record_statistics(self, features: mx.array, cells: int, check: Check) -> None:
+        """Run the high levels over a mosaic of small patches from everywhere, together as big as a tile of `cells`, for
+        the statistics of all group norms."""
+        _, height, width, _ = features.shape
+        step = math.ceil(math.sqrt(height * width) / cells)
+        rows, columns = (mx.array(mosaic(size, step)) for size in (height, width))
+        for norm in self._norms:
+            norm.recording = True
+        try:
+            mx.eval(self.vae.decoder.high_levels(features[:, rows][:, :, columns], check))
+        finally:
+            for norm in self._norms:
+                norm.recording = False
 
 
 class PictureEncoder:
@@ -242,13 +328,14 @@ def loaded(component: Component, dtype: mx.Dtype, half: str) -> AutoencoderKLFlu
     return vae
 
 
+def as_numpy(picture: mx.array) -> np.ndarray:
+    """[1, height, width, 3] -> float32 [height, width, 3]."""
+    return np.array(picture[0].astype(mx.float32))
+
+
 def channels_last(tensor: mx.array) -> mx.array:
     """A convolution's weight [out, in, rows, columns] in MLX's order [out, rows, columns, in]; others as they are."""
     return tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor
-
-
-def group_norm(groups: int, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS, pytorch_compatible=True)
 
 
 def statistics(bn: BatchNorm2d, eps: float) -> tuple[mx.array, mx.array]:

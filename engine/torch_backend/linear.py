@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.fitting import REPAIR, refuse_misfits
 from engine.memory import BIG_WEIGHTS
 from engine.packs import Component, Quantization
-from engine.torch_backend.mapped import REPAIR, MappedFiles
+from engine.torch_backend.mapped import MappedFiles
 from engine.types import EngineError
 
-NAMES_SHOWN = 3  # of the missing or unexpected tensors, in an error sentence
 BLOCK = 1 << 21  # weights that a CPU expands at a time: 8 MB in float32, few enough to stay in its caches
 # The codes of one byte, as one word: torch moves a word of 16 bytes as fast as one of 2.
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128, 32: torch.complex128}
@@ -200,7 +200,8 @@ def build(
             tensors[name] = tensor.view(torch.uint8).to(device) if kind == "weight" else tensor.to(device)
         elif name not in kept:
             tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-    _refuse_misfits(module.state_dict(), tensors, component)
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    refuse_misfits(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, component.folder)
     module.requires_grad_(False)
     module.load_state_dict(tensors, assign=True)
     module.eval()
@@ -255,24 +256,3 @@ def _packed_twin(name: str, layer: nn.Module, component: Component, dtype: torch
     if isinstance(layer, nn.Embedding):
         return PackedEmbedding(layer, component.quantization, dtype)
     raise EngineError(f"{component.folder} has {name}.scales, but {name} is no layer that can be packed; {REPAIR}")
-
-
-def _refuse_misfits(expected: dict[str, Tensor], found: dict[str, Tensor], component: Component) -> None:
-    shapes = [
-        f"{name} is {list(found[name].shape)} instead of {list(expected[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name].shape
-    ]
-    kinds = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "misshapen": shapes,
-    }
-    faults = [f"{kind} {_shortened(names)}" for kind, names in kinds.items() if names]
-    if faults:
-        raise EngineError(f"tensors in {component.folder} do not fit its config.json: {'; '.join(faults)}; {REPAIR}")
-
-
-def _shortened(names: list[str]) -> str:
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

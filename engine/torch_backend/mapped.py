@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from engine.fitting import REPAIR
 from engine.packs import Component
 from engine.tensorfile import TensorInfo
 from engine.types import EngineError
 
-REPAIR = "fetch or copy the pack again"
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
     "F16": torch.float16, "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,

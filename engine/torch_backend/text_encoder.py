@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.fitting import REPAIR
 from engine.packs import Component
 from engine.torch_backend import linear
-from engine.torch_backend.mapped import REPAIR
 from engine.types import EngineError
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from engine.memory import TILE_HALO
 from engine.packs import Component
+from engine.tiles import mosaic, spans
 from engine.torch_backend import linear
 
 PATCH = 2  # latent pixels a token side
-PATCH_CELLS = 4  # latent pixels a side of the patches that statistics are taken from
 
 
 class SharedGroupNorm(nn.Module):
@@ -139,7 +139,7 @@ class PictureDecoder:
         the statistics of all group norms. Every n-th feature instead would be another texture, with other statistics.
         """
         step = math.ceil(math.sqrt(features.shape[-2] * features.shape[-1]) / cells)
-        rows, columns = (mosaic(size, step).to(features.device) for size in features.shape[-2:])
+        rows, columns = (torch.from_numpy(mosaic(size, step)).to(features.device) for size in features.shape[-2:])
         for norm in self._norms:
             norm.recording = True
         try:
@@ -147,12 +147,6 @@ class PictureDecoder:
         finally:
             for norm in self._norms:
                 norm.recording = False
-
-
-def mosaic(length: int, step: int) -> Tensor:
-    """Positions 0 .. length - 1, of which from every `step` patches one is left."""
-    positions = torch.arange(length)
-    return positions[positions // PATCH_CELLS % step == step // 2]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -169,12 +163,6 @@ def shared_norms(module: nn.Module) -> list[SharedGroupNorm]:
             made.append(SharedGroupNorm(child))
             setattr(module.get_submodule(parent), own, made[-1])
     return made
-
-
-def spans(length: int, most: int) -> list[tuple[int, int]]:
-    """Cut `length` into the fewest pieces of at most `most`, all about equally long: (start, stop) of each."""
-    pieces = math.ceil(length / most)
-    return [(length * i // pieces, length * (i + 1) // pieces) for i in range(pieces)]
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
