@@ -13,7 +13,7 @@ from engine.packs import Component, Pack
 
 EXPANDED_CPU = 12  # bytes of a weight while a packed layer is expanded: its codes as words, and two copies of the value
 TOKEN_WIDTHS = {True: 50, False: 28}  # rows as wide as the model that a token has in a single block: CPU, GPU
-PIXEL_CPU, CHANNEL_CPU = 1600, 85  # bytes a pixel, and a pixel and channel: a convolution lays nine neighbours out there
+PIXEL_CPU, CHANNEL_CPU = 1600, 85  # bytes a pixel, and a pixel and channel: a convolution lays out nine neighbours
 PIXEL_CHANNELS_GPU = 6  # values a pixel and channel: a layer's input, normed, activated, convolved, and added
 
 

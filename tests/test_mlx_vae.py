@@ -1,4 +1,4 @@
-"""MLX's autoencoder against torch's and diffusers', in one piece and in tiles. Every pack has the same, so one serves."""
+"""MLX's autoencoder against torch's and diffusers', whole and in tiles. Every pack has the same one, so one serves."""
 
 from pathlib import Path
 
