@@ -147,3 +147,19 @@ def test_the_data_folder_can_be_moved(history: History, tmp_path: Path) -> None:
         assert json.dumps(dict(image.details))
     finally:
         moved.close()
+
+
+def test_a_lost_history_is_rebuilt_from_the_pictures(history: History) -> None:
+    root = made(history, "a circle")
+    made(history, "एक नीली कार", parent=root)
+    history.close()
+    for file in history.data_dir.glob(f"{FILE}*"):
+        file.unlink()
+    again = History(history.data_dir)
+    try:
+        assert all([adopt.take_in(again, path) for path in adopt.lost(again)])
+        child, parent = library.page(again, LOCAL).images
+        assert (parent.request.prompt, child.request.prompt) == ("a circle", "एक नीली कार")
+        assert child.parent == parent.id
+    finally:
+        again.close()
