@@ -341,6 +341,8 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(actions, "remove", terminal.remove_model)
     command.add_argument("model", metavar="ID", help="an installed model's id")
 
+    _command(commands, "accept", terminal.accept, engine=True)
+
     command = _command(commands, "pack", terminal.pack)
     command.add_argument("source", metavar="SRC", help="a dense transformer folder, or a model folder with one in it")
     command.add_argument("target", metavar="DST", help="the folder to make")

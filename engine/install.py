@@ -19,6 +19,7 @@ from typing import Any
 from engine import catalog, importers, records, transfer
 from engine.packs import open_pack, verify_pack
 from engine.records import NOTES_FILE, Digest, Known, Record
+from engine.releases import RELEASES
 from engine.transfer import Meter, Progress
 from engine.types import BadRequest
 
@@ -176,9 +177,13 @@ def import_folder(
 
 
 def _converted(source: Path, data_dir: Path, model_id: str) -> Generator[Progress | Installed, None, None]:
-    """A folder in a foreign layout becomes a pack of ours; every file of it is recorded as it was written."""
+    """A folder in a foreign layout becomes a pack of ours; every file of it is recorded as it was written. Where it is
+    one of the releases whose hashes are known, its files are held to them first."""
     with alone(model_id, data_dir):
         target = Path(data_dir) / "models" / model_id
+        release = _release(source)
+        if release and not target.exists():
+            yield from _hold(source, release)
         for step in importers.import_folder(source, target):
             if isinstance(step, Progress):
                 yield step
@@ -186,8 +191,32 @@ def _converted(source: Path, data_dir: Path, model_id: str) -> Generator[Progres
             listed = open_pack(target).notes.files
             files = {path: Known(entry["bytes"], entry["sha256"]) for path, entry in listed.items()}
             records.write(model_id, data_dir, Record(None, None, files, _sha256(target / NOTES_FILE)))
-            note = "; ".join((f"converted from the {step.layout} layout", *step.remarks))
+            checked = f"the files are those of {release.repository} at {release.revision}" if release else ""
+            note = "; ".join(filter(None, (f"converted from the {step.layout} layout", checked, *step.remarks)))
             yield Installed(model_id, target, step.bytes, note)
+
+
+def _release(source: Path) -> Record | None:
+    """The published release that a folder seems to be, by the size of its transformer."""
+    for release in RELEASES.values():
+        path, known = max(release.files.items(), key=lambda item: (item[0].startswith("transformer"), item[1].bytes))
+        if (source / path).is_file() and (source / path).stat().st_size == known.bytes:
+            return release
+    return None
+
+
+def _hold(source: Path, release: Record) -> Iterator[Progress]:
+    """Read a folder and refuse what is missing or differs from the release."""
+    meter = Meter(release.bytes)
+    for path, known in sorted(release.files.items()):
+        if not (source / path).is_file():
+            if known.sha256:
+                raise BadRequest(f"{source} lacks {path} of {release.repository}: copy the whole folder again")
+            continue  # a tuning table, say: not read, and whoever needs it says so
+        digest = Digest(known)
+        yield from transfer.hash_file(source / path, digest, path, meter)
+        if fault := digest.fault():
+            raise BadRequest(f"{source / path} is damaged: {fault}; copy or fetch it again")
 
 
 def _expected(source: Path, model_id: str, data_dir: Path, notes: dict[str, dict[str, Any]]) -> Record:
@@ -209,6 +238,7 @@ def _expected(source: Path, model_id: str, data_dir: Path, notes: dict[str, dict
 def _id(source: Path, given: str | None) -> str:
     """The id a folder is kept under: the given one, its own, that of the release it is named after, or its name."""
     repositories = {str(m.repository).rpartition("/")[2]: m.id for m in catalog.MODELS.values() if m.repository}
+    repositories |= {str(release.repository).rpartition("/")[2]: name for name, release in RELEASES.items()}
     words = [word for part in source.absolute().parts for word in part.split("--")]  # a hub cache joins with --
     named = [repositories[word] for word in words if word in repositories]
     declared = None

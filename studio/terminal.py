@@ -4,6 +4,7 @@ Knows no gradio; what happens is engine's business. Progress goes to standard er
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Generator
 from contextlib import closing
@@ -135,6 +136,37 @@ def convert(folder: Path, data: Path) -> Path:
                 line.end()
                 print(*step.remarks, sep="\n", end="\n" if step.remarks else "", file=sys.stderr)
     return target
+
+
+def accept(args: argparse.Namespace) -> Facts:
+    """On a machine with the real weights: turn "not checked" into facts, as a file and a page to share."""
+    from engine import accept as acceptance
+    from engine import catalog
+    from engine.packs import open_pack
+    from engine.types import EngineError
+    from studio import accept_page
+
+    data = data_dir(args.data)
+    model = args.model or catalog.default_id(data)
+    pack = open_pack(catalog.find(model, data))
+    verdict = None
+    for answer in acceptance.run(model, data, args.backend):
+        if isinstance(answer, acceptance.Acceptance):
+            verdict = answer
+        else:
+            word = {True: "passed", False: "FAILED", None: "-"}[answer.passed]
+            print(f"{word:<8}{answer.name:<11}{answer.sentence}", flush=True)
+    assert verdict is not None
+    folder = acceptance.place(pack, data)
+    file, page = acceptance.write(verdict, folder), accept_page.write(verdict, folder)
+    print(f"written: {file}\nto share: {page}")
+    facts = verdict.facts() | {"path": str(file), "page": str(page)}
+    if not verdict.passed:
+        if args.json:
+            print(json.dumps(facts))
+        failed = ", ".join(row.name for row in verdict.rows if row.passed is False)
+        raise EngineError(f"{model} is not accepted on this machine ({failed}): see {page}")
+    return facts
 
 
 def _installed(installed: "Installed") -> Facts:

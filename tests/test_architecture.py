@@ -28,7 +28,13 @@ ALLOWED = {
     "PIL": ("engine", "studio"),
     "app": (),
     "studio": ("app.py", "studio"),
-    "engine.torch_backend": ("engine/torch_backend", "engine/worker.py", "engine/seedling", "engine/evaluate.py"),
+    "engine.torch_backend": (
+        "engine/torch_backend",
+        "engine/worker.py",
+        "engine/accept_subject.py",
+        "engine/seedling",
+        "engine/evaluate.py",
+    ),
     "engine.mlx_backend": ("engine/mlx_backend", "engine/worker.py"),
     "engine.seedling": ("engine/seedling", "engine/evaluate.py"),
 }

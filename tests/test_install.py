@@ -15,6 +15,7 @@ from engine.records import Known, Record
 from engine.transfer import Progress
 from engine.types import BadRequest
 
+SHARED = Path("/work/shared/bonsai-release-files.json")
 TRANSFORMER = "transformer-packed-mflux/diffusion_pytorch_model.safetensors"
 
 
@@ -131,6 +132,55 @@ def test_taken_and_shipped_names_are_refused(stick: Path, tmp_path: Path) -> Non
     with pytest.raises(BadRequest, match="exists: remove tiny-ternary first, or import under another name"):
         bring(stick, data)
     assert bring(stick, data, "second").model == "second"
+
+
+def test_a_gemlite_folder_is_held_to_the_published_hashes(tmp_path: Path, monkeypatch: Any) -> None:
+    from tests.packs import full
+    from tests.packs.content import Content, small
+
+    source = tmp_path / "bonsai-image-ternary-4B-gemlite-2bit"
+    full.write(source, "gemlite", Content(small(), "ternary", 0))
+    files = {
+        file.relative_to(source).as_posix(): Known(file.stat().st_size, install._sha256(file))
+        for file in source.rglob("*")
+        if file.is_file()
+    } | {"transformer-gemlite-int2/gemlite_autotune.json": Known(3)}  # nobody needs it
+    monkeypatch.setattr(install, "RELEASES", {"bonsai-ternary": Record("x/y", "a" * 40, files)})
+    monkeypatch.setattr(install, "_id", lambda *_: "converted")
+    installed = bring(source, tmp_path / "data")
+    assert f"the files are those of x/y at {'a' * 40}" in installed.note
+    flip(source / "vae" / "config.json", 3)
+    install.remove("converted", tmp_path / "data")
+    with pytest.raises(BadRequest, match="vae/config.json is damaged: its SHA-256 is"):
+        bring(source, tmp_path / "data")
+    assert not (tmp_path / "data" / "models" / "converted").exists()
+    (source / "vae" / "config.json").unlink()
+    with pytest.raises(BadRequest, match="lacks vae/config.json of x/y"):
+        bring(source, tmp_path / "data")
+
+
+def test_every_release_is_known_by_name_and_by_the_size_of_its_transformer(tmp_path: Path) -> None:
+    for name, release in install.RELEASES.items():
+        folder = tmp_path / str(release.repository).partition("/")[2]
+        assert install._id(folder, None) == name and install._release(folder) is None
+        (path,) = (path for path in release.files if path.endswith("state_dict.pt"))
+        (folder / path).parent.mkdir(parents=True)
+        with (folder / path).open("wb") as stream:
+            stream.truncate(release.files[path].bytes)  # a hole: no bytes on the disk
+        assert install._release(folder) is release
+        with pytest.raises(BadRequest, match="lacks manifest.json of prism-ml/"):
+            list(install._hold(folder, release))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared page of released files is not on this machine")
+def test_the_releases_agree_with_the_shared_page() -> None:
+    page = json.loads(SHARED.read_text())
+    for release in install.RELEASES.values():
+        known = page[release.repository]
+        assert release.revision == known["revision"]
+        assert {path: (file.bytes, file.sha256) for path, file in release.files.items()} == {
+            file["path"]: (file["bytes"], file["sha256"]) for file in known["files"]
+        }
 
 
 def test_no_pack_no_space(stick: Path, tmp_path: Path, monkeypatch: Any) -> None:
