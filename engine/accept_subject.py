@@ -57,9 +57,18 @@ class EngineSubject:
         """The backend's parts in this process, once the worker's copy is gone."""
         self.close()
         if self._opened is None:
-            if self._decided.backend != "torch":
-                raise EngineError(f"the backend {self._decided.backend} cannot be asked for its parts: use torch")
-            from engine.torch_backend.probe import TorchProbe
-
-            self._opened = TorchProbe(self._pack, self._decided)
+            self._opened = probe(self._pack, self._decided, self._data_dir)
         return self._opened
+
+
+def probe(pack: Pack, decided: Plan, data_dir: Path) -> Probe:
+    """The parts of the backend that the plan chose. Raises EngineError for `fake`, which has none."""
+    if decided.backend == "torch":
+        from engine.torch_backend.probe import TorchProbe
+
+        return TorchProbe(pack, decided)
+    if decided.backend == "mlx":
+        from engine.mlx_backend.probe import MlxProbe
+
+        return MlxProbe(pack, decided, data_dir)
+    raise EngineError(f"the backend {decided.backend} has no parts to ask: use torch or mlx")

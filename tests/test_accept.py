@@ -15,6 +15,7 @@ import pytest
 import app
 from engine import accept, catalog, hardware, install, lowbit, published, tensorfile
 from engine.accept import Acceptance, Row
+from engine.accept_subject import probe
 from engine.packs import open_pack
 from engine.plan import plan
 from engine.tensorfile import Entry, Tensors
@@ -31,11 +32,10 @@ class Here:
 
     def __init__(self, folder: Path, data: Path) -> None:
         from engine.torch_backend.backend import TorchBackend
-        from engine.torch_backend.probe import TorchProbe
 
         machine = hardware.detect()
         pack = open_pack(folder)
-        self.probe = TorchProbe(pack, plan(machine, pack, Request("x", str(folder)), "torch"))
+        self.probe = probe(pack, plan(machine, pack, Request("x", str(folder)), "torch"), data)
         self.backend = TorchBackend(machine, data)
         self.states, self.product = self.probe.states, self.probe.product
         self.facts: dict[str, Any] = {}
@@ -56,7 +56,8 @@ def sound(tiny_packs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("accept") / "sound"
     shutil.copytree(tiny_packs / "ternary", folder)
     # Random weights hardly listen to the prompt; these do.
-    change(folder / TRANSFORMER, lambda name, old: 30 * old if name == "context_embedder.weight" else old)
+    ways = ("attn.add_v_proj.scales", "attn.add_v_proj.biases", "attn.to_out.0.scales", "attn.to_out.0.biases")
+    change(folder / TRANSFORMER, lambda name, old: 16 * old if name.endswith(ways) else old)
     notes = json.loads((folder / "niwaki.json").read_text())
     data = (folder / TRANSFORMER).read_bytes()
     notes["files"][TRANSFORMER] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -173,6 +174,24 @@ def test_a_planted_fault_fails_its_row(
     plant(pack)
     (row,) = ask(pack, name, tmp_path)
     assert row.passed is False and words in row.sentence, row
+
+
+@pytest.mark.parametrize(("name", "plant"), [("states", do_nothing_in_depth), ("precision", overflow_in_a_layer)])
+def test_mlx_answers_the_same_questions(
+    name: str, plant: Callable[[Path], None], pack: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("mlx.core")
+
+    def answer() -> Row:
+        opened = open_pack(pack)
+        parts = probe(opened, plan(hardware.detect(), opened, Request("x", str(pack)), "mlx"), tmp_path)
+        told = Told()
+        told.states, told.product = parts.states, parts.product  # type: ignore[method-assign]
+        return tell(pack, tmp_path, name, told)
+
+    assert answer().passed is True
+    plant(pack)
+    assert answer().passed is False
 
 
 # --- what no small pack can show: a model that means something, and a machine with published figures ------------------

@@ -35,7 +35,7 @@ ALLOWED = {
         "engine/seedling",
         "engine/evaluate.py",
     ),
-    "engine.mlx_backend": ("engine/mlx_backend", "engine/worker.py"),
+    "engine.mlx_backend": ("engine/mlx_backend", "engine/worker.py", "engine/accept_subject.py"),
     "engine.seedling": ("engine/seedling", "engine/evaluate.py"),
 }
 HEAVY = ("torch", "diffusers", "transformers", "gradio", "mlx", "PIL", "tokenizers", "safetensors")
