@@ -176,6 +176,7 @@ def test_a_planted_fault_fails_its_row(
     assert row.passed is False and words in row.sentence, row
 
 
+@pytest.mark.slow  # mlx measures its kernels first
 @pytest.mark.parametrize(("name", "plant"), [("states", do_nothing_in_depth), ("precision", overflow_in_a_layer)])
 def test_mlx_answers_the_same_questions(
     name: str, plant: Callable[[Path], None], pack: Path, tmp_path: Path

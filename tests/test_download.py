@@ -317,6 +317,31 @@ def test_offline_is_said_with_a_way_out(hub: Hub, tmp_path: Path, monkeypatch: A
             fetch(data)
 
 
+def test_klein_comes_without_its_second_copy_and_draws(hub: Hub, tmp_path: Path) -> None:
+    """The unpacked diffusers layout, sharded as Klein's encoder is, on the same engine."""
+    from engine.hardware import detect
+    from engine.torch_backend.backend import TorchBackend
+    from engine.types import Picture, Request
+    from tests.packs import full, layouts
+    from tests.packs.content import Configs, Content, small
+
+    tiny = small()
+    configs = Configs(tiny.transformer, tiny.text_encoder | {"num_hidden_layers": 28}, tiny.vae)
+    hub.folder = layouts.write_unpacked(
+        tmp_path / "klein", Content(configs, "ternary", 0),
+        lambda folder: full.write_tokenizer(folder, 512 - len(full.SPECIAL + full.ADDED)), shards=2,
+    )  # fmt: skip
+    (hub.folder / "flux-2-klein-4b.safetensors").write_bytes(b"the same weights once more")
+    (hub.folder / "LICENSE.md").write_text("Apache License")
+    fetch(tmp_path / "data", "klein-dense")
+    pack = open_pack(catalog.find("klein-dense", tmp_path / "data"))
+    assert pack.variant == "dense" and len(pack.text_encoder.files) == len(pack.transformer.files) == 2
+    assert (pack.folder / "LICENSE.md").exists() and not (pack.folder / "flux-2-klein-4b.safetensors").exists()
+    request = Request("a red circle", "klein-dense", 0, 64, 64, 1)
+    *_, picture = TorchBackend(detect(), tmp_path / "data").generate(request, lambda: False)
+    assert isinstance(picture, Picture) and picture.pixels.std() > 0
+
+
 @pytest.mark.parametrize("model", ["seedling-ternary", "nonsense", "../x"])
 def test_only_published_models_can_be_fetched(model: str, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="bonsai-ternary, bonsai-binary, klein-dense can be fetched"):

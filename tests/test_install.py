@@ -140,11 +140,14 @@ def test_a_gemlite_folder_is_held_to_the_published_hashes(tmp_path: Path, monkey
 
     source = tmp_path / "bonsai-image-ternary-4B-gemlite-2bit"
     full.write(source, "gemlite", Content(small(), "ternary", 0))
+    small_ones = {"hidden_states": [1, 2, 3], "text_length": 64, "sizes": [[64, 64]]}
     files = {
         file.relative_to(source).as_posix(): Known(file.stat().st_size, install._sha256(file))
         for file in source.rglob("*")
         if file.is_file()
-    } | {"transformer-gemlite-int2/gemlite_autotune.json": Known(3)}  # nobody needs it
+    }
+    (source / "niwaki.json").write_text(json.dumps(small_ones))
+    files |= {"transformer-gemlite-int2/gemlite_autotune.json": Known(3)}  # nobody needs it
     monkeypatch.setattr(install, "RELEASES", {"bonsai-ternary": Record("x/y", "a" * 40, files)})
     monkeypatch.setattr(install, "_id", lambda *_: "converted")
     installed = bring(source, tmp_path / "data")
