@@ -264,14 +264,16 @@ def evaluate(args: argparse.Namespace) -> Facts:
 def _model(given: str | None, data: Path) -> str:
     """The model to use. A folder in a foreign layout is converted first, into the data folder, and said so."""
     from engine import catalog, importers
+    from engine.types import BadRequest
     from studio import terminal
 
-    if given is None:
-        return catalog.default_id(data)
-    folder = catalog.find(given, data)
-    if given in catalog.MODELS or not importers.is_foreign(folder):
+    if given is None or given in catalog.MODELS:
+        return given or catalog.default_id(data)
+    try:
+        folder = catalog.find(given, data)
+    except BadRequest:  # whoever opens it says so, in its own time
         return given
-    return str(terminal.convert(folder, data))
+    return str(terminal.convert(folder, data)) if importers.is_foreign(folder) else given
 
 
 def _who(model: str, pack: Pack) -> str:

@@ -191,10 +191,23 @@ def _component(folder: Path, names: tuple[str, ...], quantization_file: str) -> 
     files = tuple(sorted(found.glob("[!.]*.safetensors")))  # macOS leaves "._name" files on a USB stick
     if not files:
         raise BadRequest(f"{found} has no .safetensors file; {REPAIR}")
+    for index in found.glob("[!.]*.safetensors.index.json"):
+        _check_index(index)
     tensors = Tensors(files)
     packed = any(name.endswith(".scales") for name in tensors)
     quantization = _quantization(found / quantization_file) if packed else None
     return Component(found, jsonfile.read(found / "config.json"), quantization, tensors)
+
+
+def _check_index(index: Path) -> None:
+    """A sharded component's index names files beside it, and nothing else. What each holds, its own header says."""
+    shards = jsonfile.read(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise BadRequest(f"{index} has no weight_map; {REPAIR}")
+    beside = {file.name for file in index.parent.iterdir()}
+    for shard in shards.values():
+        if shard not in beside if isinstance(shard, str) else True:
+            raise BadRequest(f"{index} names {shard!r}, which is no file beside it; {REPAIR}")
 
 
 def _quantization(file: Path) -> Quantization:
