@@ -325,7 +325,7 @@ def test_verify_finds_code_3_in_any_slot(slot: int, ternary: Path) -> None:
     drop_json(ternary / "niwaki.json", "files")
     found = faults(ternary)
     assert found.keys() == {WEIGHTS}
-    assert "single_transformer_blocks.0.attn.to_out.weight holds code 3" in found[WEIGHTS]
+    assert "single_transformer_blocks.0.attn.to_out holds code 3" in found[WEIGHTS]
 
 
 def test_verify_finds_scales_that_are_no_numbers(ternary: Path) -> None:
@@ -335,7 +335,13 @@ def test_verify_finds_scales_that_are_no_numbers(ternary: Path) -> None:
 
     change_tensors(ternary / WEIGHTS, {f"{LAYER}.scales": spoil})
     drop_json(ternary / "niwaki.json", "files")
-    assert f"{LAYER}.scales holds a value that is not a finite number" in faults(ternary)[WEIGHTS]
+    assert f"{LAYER} holds a scale or a bias that is not a finite number" in faults(ternary)[WEIGHTS]
+
+
+def test_verify_finds_a_bias_that_is_not_minus_its_scale(ternary: Path) -> None:
+    change_tensors(ternary / WEIGHTS, {f"{LAYER}.biases": lambda biases: biases / 2})
+    drop_json(ternary / "niwaki.json", "files")
+    assert f"{LAYER} holds a bias that is not minus its scale" in faults(ternary)[WEIGHTS]
 
 
 def test_verify_says_when_nothing_is_recorded(ternary: Path) -> None:
