@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: run setup test test-all lint browser bench seedling
+.PHONY: run setup test test-all test-full lint browser bench seedling
 
 run: setup  ## open the studio; ARGS="--port 8000" passes options on
 	$(PY) app.py $(ARGS)
@@ -39,8 +39,11 @@ lint: $(VENV)/.test-tools
 test: lint browser  ## under five minutes
 	$(PY) -m pytest -m "not slow"
 
-test-all: lint browser  ## everything, training included
-	$(PY) -m pytest
+test-all: lint browser  ## everything but the long runs of the 4B model, training included
+	$(PY) -m pytest -m "not full_size"
+
+test-full: $(VENV)/.test-tools  ## the 4B model with random codes on this CPU, in every size: its memory
+	$(PY) -m pytest -m full_size -s tests/test_full_size.py
 
 # Chromium for tests/browser, FriBiDi for Pillow's complex scripts. Where they can't be installed those tests are skipped
 # and say so; in CI they must not be.

@@ -11,7 +11,7 @@ from engine.packs import Component, Pack
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 LIBRARIES = 440 << 20  # Python, torch, transformers and diffusers in a CPU's resident set; a card's allocator has none
-SCRATCH = 32 << 20  # an expanded block of a packed layer, and what the matrix library packs it into
+SCRATCH = 80 << 20  # expanded rows of a packed layer, the matrix library's copies, holes in the heap
 # Bytes, by dimensions, from which on a dense weight isn't copied into another number format, but cast when it is used:
 # a big linear layer takes much longer to multiply than to cast, and a convolution uses its weight for every pixel.
 BIG_WEIGHTS = {2: 16 << 20, 4: 1 << 20}
@@ -42,16 +42,22 @@ class Need:
 def need(pack: Pack, size: tuple[int, int], side: int, dtype: str, *, cpu: bool, tile: int, batch: int = 1) -> Need:
     """What a picture of `size` (width, height) takes; `side` pixels an image token, `tile` 0: decoded in one piece."""
     tokens = math.prod(size) // side**2 + pack.notes.text_length
-    edge = math.prod(size) if not tile else min(math.prod(size), (tile + 2 * TILE_HALO) ** 2)
+    pixels = math.prod(_edge(length, tile) for length in size)
     return Need(
         libraries=LIBRARIES if cpu else 0,
         encoder=encoder_bytes(pack, dtype),
         transformer=component_bytes(pack.transformer, dtype),
         decoder=decoder_bytes(pack.vae, dtype),
-        encoding=SCRATCH + encoding_bytes(pack, dtype),
+        encoding=encoding_bytes(pack, dtype),
         denoising=SCRATCH + batch * tokens * token_bytes(pack, dtype),
-        decoding=edge * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype),
+        decoding=pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype),
     )
+
+
+def _edge(length: int, tile: int) -> int:
+    """The longest side of the pieces that `length` pixels are decoded in, with their halos."""
+    pieces = math.ceil(length / tile) if tile else 1
+    return min(length, math.ceil(length / pieces) + min(2, pieces - 1) * TILE_HALO)
 
 
 def component_bytes(component: Component, dtype: str) -> int:
@@ -85,12 +91,13 @@ def _loaded(component: Component, name: str, dtype: str) -> int:
 
 
 def token_bytes(pack: Pack, dtype: str) -> int:
-    """Activations of one token inside a single block, where they are most: input, its normed copy, the joint projection
-    (queries, keys, values, both halves of the feed-forward), queries and keys in float32 while they are turned."""
+    """Activations of one token inside a single block, where they are most: the joint projection (queries, keys, values,
+    both halves of the feed-forward), the feed-forward's product, attention and product side by side, and about five
+    more rows: the block's input, its modulated copy, its result, and what the attention turns."""
     config = pack.transformer.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
     mlp = int(width * config["mlp_ratio"])
-    return WIDTH[dtype] * (2 * width + 3 * width + 2 * mlp + 2 * width) + 2 * 4 * width
+    return WIDTH[dtype] * ((3 * width + 2 * mlp) + mlp + (width + mlp) + 5 * width)
 
 
 def encoding_bytes(pack: Pack, dtype: str) -> int:

@@ -201,7 +201,9 @@ def test_a_big_text_encoder_leaves_a_cpu_and_stays_on_a_card(pack: Pack, monkeyp
 
 
 def test_tiles_come_before_a_refusal(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan.memory, "token_bytes", lambda *_: 1)  # a tiny pack decodes with less than it denoises
+    # a tiny pack decodes with less than it denoises
+    monkeypatch.setattr(plan.memory, "token_bytes", lambda *_: 1)
+    monkeypatch.setattr(plan.memory, "SCRATCH", 0)
     big = request(width=2048, height=2048)
     needed = plan.plan(CPU, pack, big).peak_bytes
     tighter = plan.plan(CPU, pack, big, available=needed - 1)

@@ -69,7 +69,7 @@ class Flux2SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
-        return F.silu(gate) * value
+        return F.silu(gate).mul_(value)  # in place: at 1024 x 1024 each half is 170 MB in float32
 
 
 class Flux2FeedForward(nn.Module):
@@ -139,9 +139,11 @@ class Flux2ParallelSelfAttention(nn.Module):
     def forward(self, hidden_states: Tensor, rotary: Rotary) -> Tensor:
         qkv, mlp = self.to_qkv_mlp_proj(hidden_states).split((self.inner_dim * 3, self.mlp_hidden_dim * 2), dim=-1)
         query, key, value = qkv.unflatten(-1, (3, -1, self.head_dim)).unbind(2)
-        query = apply_rotary_emb(self.norm_q(query), rotary)
-        key = apply_rotary_emb(self.norm_k(key), rotary)
-        return self.to_out(torch.cat((attention(query, key, value), self.mlp_act_fn(mlp)), dim=-1))
+        # one expression, so that turned queries and keys are gone before the feed-forward takes its memory
+        attended = attention(
+            apply_rotary_emb(self.norm_q(query), rotary), apply_rotary_emb(self.norm_k(key), rotary), value
+        )
+        return self.to_out(torch.cat((attended, self.mlp_act_fn(mlp)), dim=-1))
 
 
 class Modulation(NamedTuple):
