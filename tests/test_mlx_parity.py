@@ -1,5 +1,6 @@
 """The MLX backend against the torch backend, each part and all of it: same pack, same seed, same picture."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 mx = pytest.importorskip("mlx.core", reason="mlx is not installed: pip install 'mlx[cpu]'")
 
-from engine import plan  # noqa: E402
+from engine import importers, plan  # noqa: E402
 from engine.hardware import Hardware  # noqa: E402
 from engine.mlx_backend import backend as mlx_backend  # noqa: E402
 from engine.mlx_backend.transformer import token_ids  # noqa: E402
@@ -19,7 +20,9 @@ from engine.plan import Plan  # noqa: E402
 from engine.torch_backend import backend as torch_backend  # noqa: E402
 from engine.torch_backend import transformer as torch_text  # noqa: E402
 from engine.types import Picture, Request  # noqa: E402
-from tests.packs.writers import Dims, write_pack  # noqa: E402
+from tests.packs import layouts  # noqa: E402
+from tests.packs.content import Content, small  # noqa: E402
+from tests.packs.writers import Dims, write_pack, write_tokenizer  # noqa: E402
 
 HARDWARE = Hardware("cpu", "test processor", 0, 1, frozenset(), "cpu: test processor")
 PROMPT, GRID, CLOSE = "two red circles on a blue background", (4, 6), 1e-4
@@ -109,6 +112,19 @@ def test_variations_and_drafts_are_the_same_pictures(tiny_packs: Path, tmp_path:
     torch_made, mlx_made = ([picture(each, made) for made in (draft, refined)] for each in both(tmp_path))
     for one, other in zip(torch_made, mlx_made, strict=True):
         assert psnr(one, other) >= 50
+
+
+@pytest.mark.slow
+def test_a_pack_imported_from_gemlite_draws_the_same_picture(tmp_path: Path) -> None:
+    """Carried from a machine with an NVIDIA card to a Mac: float32 scales, and a text encoder that was HQQ."""
+    source = tmp_path / "source"
+    layouts.write_gemlite(source, Content(small(), "ternary"), write_tokenizer)
+    notes = {"label": "tiny", "sizes": [[64, 64]], "text_length": 64, "hidden_states": [1, 2, 3]}
+    (source / "niwaki.json").write_text(json.dumps(notes))
+    assert list(importers.import_folder(source, tmp_path / "pack"))
+    request = Request("a red circle", str(tmp_path / "pack"), seed=3, width=64, height=64, steps=1)
+    one, other = (picture(each, request) for each in both(tmp_path))
+    assert psnr(one, other) >= 50
 
 
 def seedling(variant: str, size: int) -> Request:

@@ -52,6 +52,14 @@ def test_one_text() -> None:
         assert mlx[name] == said, name
 
 
+def test_the_readme_shows_both() -> None:
+    section = (ENGINE.parent / "README.md").read_text(encoding="utf-8").split("## Two dialects, one text")[1]
+    shown = section.split("```")[1::2][:2]
+    for backend, block in zip(("torch_backend", "mlx_backend"), shown, strict=True):
+        text = (ENGINE / backend / "transformer.py").read_text(encoding="utf-8")
+        assert block.removeprefix("python\n").strip() in text and len(block) > 300
+
+
 @pytest.mark.parametrize(
     ("was", "becomes"), [("self.to_q =", "self.to_queries ="), ("shift: Tensor", "offset: Tensor"), ("1000.0", "999.0")]
 )
