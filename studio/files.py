@@ -4,6 +4,7 @@ Knows Starlette, not gradio. The hash keeps an address from being guessed and th
 """
 
 import re
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -11,6 +12,7 @@ from starlette.routing import Route
 
 from engine.types import EngineError
 from studio import tables as t
+from studio.export import FOLDER
 from studio.history import IMAGES, History
 from studio.rows import Image
 
@@ -29,6 +31,11 @@ def thumb(image: Image) -> str:
     if image.thumb is None:
         return picture(image)
     return f"/niwaki/thumb/{image.id}-{image.sha256[:PIECE]}{image.thumb.suffix}"
+
+
+def parcel(path: Path) -> str:
+    """The address of a zip of kept pictures; its folder's name is the key."""
+    return f"/niwaki/export/{path.parent.name}/{path.name}"
 
 
 def routes(history: History) -> list[Route]:
@@ -50,4 +57,16 @@ def routes(history: History) -> list[Route]:
             return PlainTextResponse("This picture is not here: it was deleted for good.\n", status_code=404)
         return FileResponse(path, headers=FOREVER)
 
-    return [Route("/niwaki/picture/{name}", serve), Route("/niwaki/thumb/{name}", serve)]
+    def hand_over(request: Request) -> Response:
+        key, name = request.path_params["key"], request.path_params["name"]
+        path = history.data_dir / "cache" / FOLDER / key / name
+        ours = re.fullmatch(r"[0-9a-f]{32}/niwaki-\d+-kept\.zip", f"{key}/{name}")
+        if not ours or not path.is_file():
+            return PlainTextResponse("This zip is not here any more: export again.\n", status_code=404)
+        return FileResponse(path, filename=name)
+
+    return [
+        Route("/niwaki/picture/{name}", serve),
+        Route("/niwaki/thumb/{name}", serve),
+        Route("/niwaki/export/{key}/{name}", hand_over),
+    ]

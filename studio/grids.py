@@ -7,17 +7,23 @@ the model files that are there now.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from engine.types import BadRequest, Request
 from studio import modelfiles
 from studio.history import History
-from studio.jobs import Engine, Jobs
+from studio.jobs import Jobs
 from studio.rows import DONE, Image, fingerprint
 
 Value = TypeVar("Value", str, int)
 
 MAX_CELLS = 64  # more than anybody looks at together
+
+
+class Completes(Protocol):
+    """What is needed of the queue, or of the engine."""
+
+    def complete(self, request: Request) -> Request: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class Cell:
     job: int | None
 
 
-def prompts_by_seeds(base: Request, prompts: Sequence[str], seeds: Sequence[int], engine: Engine) -> Grid:
+def prompts_by_seeds(base: Request, prompts: Sequence[str], seeds: Sequence[int], engine: Completes) -> Grid:
     """One row per prompt, one column per seed; everything else as in `base`."""
     prompts, seeds = _distinct(prompts), _distinct(seeds)
     _check(len(prompts) * len(seeds))
@@ -46,7 +52,7 @@ def prompts_by_seeds(base: Request, prompts: Sequence[str], seeds: Sequence[int]
     return Grid(tuple(prompts), tuple(f"seed {seed}" for seed in seeds), tuple(map(engine.complete, cells)))
 
 
-def models_by_prompts(base: Request, models: Sequence[str], prompts: Sequence[str], engine: Engine) -> Grid:
+def models_by_prompts(base: Request, models: Sequence[str], prompts: Sequence[str], engine: Completes) -> Grid:
     """One row per model, one column per prompt; size and steps as each model declares, unless `base` names them."""
     models, prompts = _distinct(models), _distinct(prompts)
     _check(len(models) * len(prompts))

@@ -109,6 +109,10 @@ class Jobs:
         self._tell()
         return self._jobs(owner, t.job.c.id.in_(ids))
 
+    def complete(self, request: Request) -> Request:
+        """The request with every field set, as its model declares. Raises BadRequest for an impossible one."""
+        return self._engine.complete(request)
+
     def watch(self, owner: str, id: int) -> Iterator[Job]:
         """The job now, at every change and at least once a second, until it is over. Leaving stops nothing."""
         for (job,) in self._watch(lambda: (self.job(owner, id),)):

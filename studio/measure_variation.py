@@ -80,7 +80,7 @@ def refinements(worker: Worker, requests: list[Request], draft: tuple[int, int])
     yield "|---|---|---|---|---|"
     steps = requests[0].steps or 4
     for count in (steps, 2 * steps):
-        for start in range(1, count):
+        for start in range(count // 2, count):  # before that nothing of a draft is left
             full = [
                 pixels(worker, replace(request, draft=each, start=start, steps=count))
                 for request, each in zip(requests, small, strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.catalog import Model
 from engine.types import BadRequest, EngineError
-from studio import library, privacy, views
+from studio import library, privacy, space, views
 from studio import tables as t
 from studio.diff import diff
 from studio.history import History
@@ -77,7 +77,7 @@ class Page:
     def tab(self, session: str, project: object = None) -> Tab:
         """The tab of this session, on its project (or the one used last)."""
         with self._lock:
-            tab = self._tabs.setdefault(session, Tab(session))
+            tab = self._tabs.setdefault(session, Tab(session, space.owner(session)))
             self._tabs.move_to_end(session)
             while len(self._tabs) > TABS:
                 self._tabs.popitem(last=False)

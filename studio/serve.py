@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.types import BadRequest
 from engine.worker import Worker
-from studio import files, models, pictures, privacy, ui
+from studio import files, models, pictures, privacy, space, ui
 from studio.history import History
 from studio.jobs import Jobs
 from studio.settings import Settings, make_folder, start_log
@@ -42,6 +42,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     if port != settings.port:
         say(f"Port {settings.port} is taken, using {port}.")
     history = History(settings.data_dir)
+    space.sweep(history)
     engine = Worker(settings.backend, data_dir=settings.data_dir)
     jobs = Jobs(history, engine)
     blocks = None

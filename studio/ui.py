@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.catalog import Model
-from studio import ui_bar, ui_library, ui_prompt, ui_stage
+from studio import api, space, ui_bar, ui_library, ui_prompt, ui_stage, ui_workshop
+from studio.batches import Batches
 from studio.board import Board
 from studio.desk import Desk
+from studio.extras import Extras
 from studio.history import History
 from studio.jobs import Jobs
 from studio.models import Offer
@@ -18,6 +20,7 @@ from studio.page import Page
 from studio.runs import Runs
 from studio.settings import Settings
 from studio.shelf import Shelf
+from studio.shop import Shop
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -31,6 +34,7 @@ def build(
 
     page = Page(history, jobs, settings, offers, others)
     runs, desk, shelf = Runs(page), Desk(page), Shelf(page)
+    extras, batches, shop = Extras(page, runs), Batches(page, runs), Shop(page)
     board = Board(page)
     with gr.Blocks(title="Niwaki", analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="bar"):
@@ -39,13 +43,32 @@ def build(
             ui_prompt.lay_out(board)
             ui_stage.lay_out(board)
         ui_stage.lay_out_strip(board)
-        ui_library.lay_out(board, shelf)
+        if not space.on_a_space():
+            ui_library.lay_out(board, shelf)
+        ui_workshop.lay_out(board, shop)
         ui_prompt.wire(board, runs)
         ui_bar.wire(board, runs)
         ui_stage.wire(board, runs, desk)
-        ui_library.wire(board, shelf)
+        if not space.on_a_space():
+            ui_library.wire(board, shelf)
+        ui_workshop.wire(board, extras, batches, shop)
+        ui_workshop.wire_live(board, extras)
+        api.add(page)
         _wire_opening(blocks, board)
+        _wire_leaving(blocks, board)
     return blocks
+
+
+def _wire_leaving(blocks: "gr.Blocks", board: Board) -> None:
+    """On a Space a visitor's pictures go with the visit."""
+    import gradio as gr
+
+    def left(request: gr.Request) -> None:
+        page = board.page
+        space.farewell(page.history, page.jobs, page.tab(str(request.session_hash)).owner)
+
+    if space.on_a_space():
+        blocks.unload(left)
 
 
 def _wire_opening(blocks: "gr.Blocks", board: Board) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.types import EngineError
+from studio import space
 from studio.board import Board
 from studio.models import sibling
 from studio.page import Look, Page, Tab
@@ -38,7 +39,9 @@ def lay_out(board: Board) -> None:
     board.add("model", gr.Dropdown(models, value=page.first.model, label="Model", elem_id="model", **plain))
     board.add("switch", gr.Button("", elem_id="switch", size="lg", min_width=0), lambda model: _switch(page, model))
     board.add("queue", template("queue", filling(state="idle", summary="Queue empty", rows=[]), elem_id="queue"))
-    gr.Button("Library", elem_id="open-library", size="lg", min_width=0)
+    if not space.on_a_space():
+        gr.Button("Library", elem_id="open-library", size="lg", min_width=0)
+    gr.Button("Workshop", elem_id="open-workshop", size="lg", min_width=0)
     template("keys", filling(keys=[{"key": key, "does": does} for key, does in KEYS]), elem_id="keys")
 
 

@@ -48,6 +48,7 @@ def _sizes_and_seed(board: Board, first: Offer) -> None:
     with gr.Row(elem_id="luck"):
         board.add("seed", gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=60, scale=1))
         board.add("lock", gr.Checkbox(True, label="Lock", elem_id="lock", min_width=0, scale=0, container=False))
+        board.add("live", gr.Checkbox(False, label="Live", elem_id="live", min_width=0, scale=0, container=False))
         board.add("dice", gr.Button("⚄ New", elem_id="dice", min_width=0, scale=0))
     with gr.Accordion("More", open=False, elem_id="more"):
         board.add("steps", gr.Slider(1, MAX_STEPS, first.steps, step=1, label="Steps", elem_id="steps"))

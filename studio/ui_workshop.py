@@ -1,0 +1,143 @@
+"""The workshop: a sheet with grids, templates and models; where a PNG is dropped and a zip leaves."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from studio import space
+from studio.batches import MODELS, SEEDS, Batches
+from studio.board import Board
+from studio.extras import Extras
+from studio.page import Look, Tab
+from studio.runs import CONTROLS
+from studio.shop import Shop
+from studio.template import filling, template
+
+
+def lay_out(board: Board, shop: Shop) -> None:
+    import gradio as gr
+
+    with gr.Column(elem_id="workshop", elem_classes="sheet"):
+        gr.Button("Close", elem_id="close-workshop", min_width=80, scale=0)
+        with gr.Tabs():
+            with gr.Tab("Grids"):
+                _grids(board)
+            with gr.Tab("Templates"):
+                _templates(board)
+            with gr.Tab("Models"):
+                _models(board, shop)
+    board.add("drop", gr.File(file_types=[".png"], label="A picture made by Niwaki", elem_id="drop", height=1))
+    board.add("parcel", template("workshop", filling(url=""), elem_id="parcel"))
+
+
+def _grids(board: Board) -> None:
+    import gradio as gr
+
+    offers = board.page.offers
+    board.add("grid_kind", gr.Radio([SEEDS, MODELS], value=SEEDS, label="Rows x columns", elem_id="grid-kind"))
+    board.add("grid_prompts", gr.Textbox(
+        label="Prompts, one a line", lines=3, max_lines=8, elem_id="grid-prompts",
+    ))  # fmt: skip
+    board.add("grid_seeds", gr.Textbox(
+        label="Seeds", placeholder="1 2 3; none: four from the page's seed on", lines=1, max_lines=1,
+        elem_id="grid-seeds",
+    ))  # fmt: skip
+    board.add("grid_models", gr.Dropdown(
+        [(offer.label, offer.model) for offer in offers.values()], value=list(offers)[:2], label="Models",
+        multiselect=True, elem_id="grid-models",
+    ))  # fmt: skip
+    board.add("cost", gr.Markdown("", elem_id="grid-cost", elem_classes="soft"), _plain)
+    board.add("grid_go", gr.Button("Make the grid", variant="primary", elem_id="grid-go", scale=0))
+    board.add("cells", template("cells", filling(columns=[], rows=[]), elem_id="cells"))
+
+
+def _templates(board: Board) -> None:
+    import gradio as gr
+
+    board.add("slots", gr.Textbox(
+        label="Prompt with slots", placeholder="{product} on a {colour} table", lines=2, elem_id="slots",
+    ))  # fmt: skip
+    board.add("table", gr.Textbox(
+        label="Table: the first line names the columns, every other line is one picture", lines=5, max_lines=12,
+        placeholder="product,colour\na cup,red\na lamp,green", elem_id="table",
+    ))  # fmt: skip
+    board.add("csv", gr.UploadButton("Take the table from a CSV file", file_types=[".csv"], elem_id="csv", scale=0))
+    board.add("bill", gr.Markdown("", elem_id="bill", elem_classes="soft"), _plain)
+    board.add("fill", gr.Button("Make one picture per row", variant="primary", elem_id="fill", scale=0))
+
+
+def _models(board: Board, shop: Shop) -> None:
+    import gradio as gr
+
+    board.add("shop", template("shop", shop.shown(), elem_id="shop"))
+    choices, local = shop.choices(), not space.on_a_space()
+    first = choices[0][1] if choices else None
+    board.add(
+        "get", gr.Dropdown(choices, value=first, label="Download", elem_id="get", visible=local),
+        lambda left: gr.update(choices=left, value=left[0][1] if left else None),
+    )  # fmt: skip
+    with gr.Row(visible=local):
+        board.add("get_go", gr.Button("Download", variant="primary", elem_id="get-go", scale=0))
+        board.add("get_stop", gr.Button("Stop", elem_id="get-stop", scale=0))
+    board.add("folder", gr.Textbox(
+        label="Or import a folder of this machine", placeholder="/media/stick/bonsai-image-ternary-4B", lines=1,
+        max_lines=1, elem_id="folder", visible=local,
+    ))  # fmt: skip
+    board.add("bring", gr.Button("Import", elem_id="bring", scale=0, visible=local))
+    board.add("shop_said", gr.Markdown("", elem_id="shop-said", elem_classes="soft"), _plain)
+
+
+def wire(board: Board, extras: Extras, batches: Batches, shop: Shop) -> None:
+    part = board.parts
+
+    def asked(values: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(CONTROLS, values, strict=True))
+
+    def dropped(tab: Tab, file: str | None, prompt: str, *values: Any) -> Look:
+        return extras.dropped(tab, file, prompt, asked(values))
+
+    def estimate_grid(tab: Tab, kind: str, prompts: str, seeds: str, models: list[str], *values: Any) -> Look:
+        return batches.estimate_grid(tab, kind, prompts, seeds, models, asked(values))
+
+    def make_grid(tab: Tab, kind: str, prompts: str, seeds: str, models: list[str], *values: Any) -> Iterator[Look]:
+        yield from batches.grid(tab, kind, prompts, seeds, models, asked(values))
+
+    def estimate(tab: Tab, slots: str, table: str, *values: Any) -> Look:
+        return batches.estimate(tab, slots, table, asked(values))
+
+    def fill(tab: Tab, slots: str, table: str, *values: Any) -> Iterator[Look]:
+        yield from batches.fill(tab, slots, table, asked(values))
+
+    def read(tab: Tab, file: str) -> Look:
+        return batches.read(file)
+
+    board.on(part["drop"].upload, dropped, ["drop", "prompt", *CONTROLS])
+    board.on(part["strip"].export, extras.export)
+    grid = ["grid_kind", "grid_prompts", "grid_seeds", "grid_models", *CONTROLS]
+    changes = [part[name].change for name in grid[:4]]
+    board.on(changes, estimate_grid, grid, outputs=["cost"], trigger_mode="always_last")
+    board.on(part["grid_go"].click, make_grid, grid)
+    filled, typed = ["slots", "table", *CONTROLS], [part["slots"].change, part["table"].change]
+    board.on(typed, estimate, filled, outputs=["bill"], trigger_mode="always_last")
+    board.on(part["fill"].click, fill, filled)
+    board.on(part["csv"].upload, read, ["csv"], outputs=["table", "bill"])
+    arrived = ["shop", "shop_said", "get"]
+    board.on(part["get_go"].click, shop.get, ["get"], outputs=arrived)
+    board.on(part["get_stop"].click, shop.stop, ["get"], outputs=["shop_said"])
+    board.on(part["bring"].click, shop.bring, ["folder"], outputs=arrived)
+
+
+def wire_live(board: Board, extras: Extras) -> None:
+    """The switch beside the prompt: the picture follows the typing."""
+    part = board.parts
+
+    def typed(tab: Tab, on: bool, prompt: str, stage: Any, *values: Any) -> Iterator[Look]:
+        yield {}  # a generator that ends without a word makes gradio set every output to nothing
+        yield from extras.typed(tab, on, prompt, dict(zip(CONTROLS, values, strict=True)), stage)
+
+    board.on([part["prompt"].input, part["live"].input], typed, ["live", "prompt", "stage", *CONTROLS])
+
+
+def _plain(text: str) -> str:
+    """Text as it stands: what a person wrote must not become Markdown or HTML."""
+    marks = {ord(mark): f"\\{mark}" for mark in r"\`*_{}[]()#+-.!|~<>&$"}
+    return text.translate(marks)

@@ -1,0 +1,95 @@
+"""What comes and goes in a real Chromium: an export, a dropped PNG, live pictures, grids and templates."""
+
+import base64
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from studio import library
+from studio.rows import LOCAL
+from tests.browser.conftest import playwright
+from tests.browser.steps import NEW, Hand, make, settle, to_the_stage, wait_for
+from tests.serving import Served
+
+expect = playwright.expect
+
+DROP = """(b64) => {
+  const bytes = Uint8Array.from(atob(b64), (char) => char.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], "from-a-friend.png", { type: "image/png" }));
+  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_the_keepers_leave_with_one_click(tab: Any, page_server: Served, tmp_path: Path) -> None:
+    make(tab, "a red circle")
+    to_the_stage(tab)
+    tab.keyboard.press("k")
+    expect(tab.locator("#strip .export")).to_be_enabled()
+    hand = Hand(tab)
+    with tab.expect_download() as download:
+        hand.click("#strip .export")
+    assert hand.clicks == 1 and download.value.suggested_filename.endswith("-kept.zip")
+    download.value.save_as(tmp_path / "kept.zip")
+    with zipfile.ZipFile(tmp_path / "kept.zip") as archive:
+        assert archive.testzip() is None and "pictures.csv" in archive.namelist()
+        assert "a red circle" in archive.read("pictures.csv").decode("utf-8-sig")
+
+
+def test_one_drop_restores_a_picture_and_says_what_differs(tab: Any, page_server: Served) -> None:
+    make(tab, "a green circle")
+    image = library.page(page_server.history, LOCAL).images[0]
+    tab.locator("#prompt textarea").fill("something else")
+    tab.evaluate(DROP, base64.b64encode(image.path.read_bytes()).decode())
+    expect(tab.locator("#progress")).to_contain_text("From-a-friend.png: other words")
+    expect(tab.locator("#prompt textarea")).to_have_value("a green circle")
+    expect(tab.locator(NEW)).to_have_attribute("alt", "a green circle")
+
+
+def test_a_dropped_stranger_is_a_sentence(tab: Any) -> None:
+    tab.evaluate(DROP, base64.b64encode(b"no picture").decode())
+    expect(tab.locator("#progress .error")).to_contain_text("is not a PNG picture")
+
+
+def test_live_pictures_follow_the_typing_and_only_the_settled_one_stays(tab: Any, page_server: Served) -> None:
+    make(tab, "a circle")
+    before = library.count(page_server.history, LOCAL)
+    jobs = len(page_server.history.jobs(LOCAL))
+    tab.locator("#live input").check()
+    settle(tab)
+    box = tab.locator("#prompt textarea")
+    box.focus()
+    box.press("End")
+    box.press_sequentially(" on blue", delay=20)
+    tab.wait_for_function("s => document.querySelector(s)?.src.startsWith('data:image')", arg=NEW)
+    wait_for(tab, "a circle on blue")
+    tab.wait_for_function("s => !document.querySelector(s)?.src.startsWith('data:')", arg=NEW)
+    settle(tab)
+    history = page_server.history
+    assert history.find(LOCAL, library.page(history, LOCAL).images[0].request) is not None
+    assert library.page(history, LOCAL).images[0].request.prompt == "a circle on blue"
+    rows = library.count(history, LOCAL) - before
+    assert rows == len(history.jobs(LOCAL)) - jobs and 1 <= rows <= 2  # 2: a busy machine saw a pause in the typing
+
+
+def test_a_grid_with_labels_and_a_filled_template(tab: Any, page_server: Served) -> None:
+    tab.locator("#open-workshop").click()
+    tab.locator("#grid-prompts textarea").fill("a red circle\na <b>blue</b> circle")
+    tab.locator("#grid-seeds input, #grid-seeds textarea").first.fill("31 32")
+    expect(tab.locator("#grid-cost")).to_contain_text("4 pictures")
+    tab.locator("#grid-go").click()
+    expect(tab.locator("#cells img")).to_have_count(4)
+    expect(tab.locator("#cells thead th")).to_have_text(["seed 31", "seed 32"])
+    expect(tab.locator("#cells tbody th")).to_have_text(["a red circle", "a <b>blue</b> circle"])
+    tab.get_by_role("tab", name="Templates").click()
+    tab.locator("#slots textarea").fill("a {colour} ring")
+    tab.locator("#table textarea").fill("colour\nred\nblue")
+    expect(tab.locator("#bill")).to_contain_text("2 pictures")
+    tab.locator("#fill").click()
+    expect(tab.locator("#bill")).to_contain_text("2 pictures are queued")
+    settle(tab)
+    assert {"a red ring", "a blue ring"} <= {i.request.prompt for i in library.page(page_server.history, LOCAL).images}
+    tab.get_by_role("tab", name="Models").click()
+    expect(tab.locator("#shop li").first).to_contain_text("Seedling")
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#workshop")).to_be_hidden()
