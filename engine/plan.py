@@ -16,7 +16,7 @@ from engine.products import Numbers
 from engine.types import BadRequest, Request
 
 BACKENDS = ("auto", "torch", "mlx", "fake")
-MAX_STEPS = 50
+MAX_STEPS = chain.MAX_STEPS
 MAX_PROMPT = 20_000  # characters; far above what any pack's tokens hold, and small enough for every pipe's buffer
 MAX_TOKENS = 128 * 128  # image tokens: 2048 x 2048 pixels at the real VAE's 16 pixels a token
 

@@ -1,6 +1,6 @@
 """How much a variation, another seed and a refined draft really change a picture: `python -m studio.measure_variation`.
 
-Prints two tables for SPEED.md, from which `engine.chain.STRENGTHS` and `default_start` were chosen. Knows the worker
+Prints two tables for SPEED.md, from which `engine.chain.STRENGTHS` and `refinement` were chosen. Knows the worker
 and pixels only, so it runs on whatever model is installed.
 """
 
@@ -88,7 +88,7 @@ def refinements(worker: Worker, requests: list[Request], draft: tuple[int, int])
             down = [shrunk(picture, draft) for picture in full]
             close = list(map(correlation, drafts, down))
             moved = statistics.fmean(map(change, drafts, down))
-            chosen = " (chosen)" if start == chain.default_start(count) and count == steps else ""
+            chosen = " (chosen)" if (count, start) == chain.refinement(steps) else ""
             yield f"| {start}{chosen} | {count} | {statistics.fmean(close):.3f} | {min(close):.3f} | {moved:.1f} |"
     alone = [shrunk(pixels(worker, request), draft) for request in requests]
     close = list(map(correlation, drafts, alone))

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 
-from engine.chain import STRENGTHS, default_start, fits
+from engine.chain import STRENGTHS, fits, refinement
 from engine.types import BadRequest, Request
 
 NEW_SEEDS = 2**32  # noise repeats after that many
@@ -36,7 +36,5 @@ def refine(request: Request, sizes: Iterable[tuple[int, int]]) -> Request:
     if not larger:
         raise BadRequest(f"{width}x{height} is the largest size of this shape that the model is made for: draw a draft")
     to = min(larger, key=lambda size: size[0] * size[1])
-    steps = max(steps, 2)
-    return replace(
-        request, width=to[0], height=to[1], steps=steps, variations=(), draft=request, start=default_start(steps)
-    )
+    finer, start = refinement(steps)
+    return replace(request, width=to[0], height=to[1], steps=finer, variations=(), draft=request, start=start)

@@ -9,9 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from engine.chain import STRENGTHS, default_start
 from engine.types import BadRequest, Request
-from studio import views
+from studio import relatives, views
 from studio.models import sibling
 from studio.page import Look, Page, Tab
 from studio.rows import RUNNING, WAITING, Image, Job
@@ -100,20 +99,16 @@ class Runs:
 
     def _vary(self, how: str, tab: Tab, image: Image) -> Iterator[Look]:
         """The same words and seed with a share of other noise mixed in; the chain is in the recipe."""
-        step = (secrets.randbelow(NEW_SEEDS), STRENGTHS[how])
-        request = replace(image.request, variations=(*image.request.variations, step))
-        yield from self.again(tab, image, request, f"vary {how}")
+        yield from self.again(tab, image, relatives.vary(image.request, how), f"vary {how}")
 
     def _refine(self, tab: Tab, image: Image) -> Iterator[Look]:
         """The picture as a draft, enlarged and drawn on from there. Both stay."""
-        old = image.request
-        offer = self.page.offers.get(old.model)
+        offer = self.page.offers.get(image.request.model)
         try:
             if offer is None:
-                raise BadRequest(f"the model {old.model!r} is not installed: refine a picture of another one")
-            width, height = offer.refined(old.width or 0, old.height or 0)
-            start = default_start(old.steps or 0)
-            request = Request(old.prompt, old.model, old.seed, width, height, old.steps, draft=old, start=start)
+                raise BadRequest(f"the model {image.request.model!r} is not installed: refine another picture")
+            size = offer.refined(image.request.width or 0, image.request.height or 0)
+            request = relatives.refine(image.request, [size])
         except Exception as error:
             yield self.page.refused(error)
             return

@@ -94,7 +94,8 @@ def test_values_of_the_wrong_kind_are_sentences(changes: dict[str, Any], words: 
         chain.request({**chain.values(FULL), **changes})
 
 
-def test_strengths_rise_and_a_start_exists_for_every_number_of_steps() -> None:
+def test_strengths_rise_and_every_number_of_steps_can_be_refined() -> None:
     assert list(chain.STRENGTHS.values()) == sorted(chain.STRENGTHS.values())
-    for steps in range(2, plan.MAX_STEPS + 1):
-        plan.complete(replace(REFINED, steps=steps, start=chain.default_start(steps)), None)
+    for steps in range(1, plan.MAX_STEPS + 1):
+        finer, start = chain.refinement(steps)
+        plan.complete(replace(REFINED, steps=finer, start=start), None)

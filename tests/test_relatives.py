@@ -29,6 +29,7 @@ def test_a_draft_grows_to_the_next_size_of_its_shape(size: tuple[int, int], to: 
     draft = replace(DRAFT, width=size[0], height=size[1], variations=((7, 0.3),))
     refined = refine(draft, SIZES)
     assert (refined.width, refined.height, refined.draft, refined.seed) == (*to, draft, 3)
+    assert (refined.steps, refined.start) == (8, 7)
     assert refined.variations == () and complete(refined, None) == refined
 
 
