@@ -19,7 +19,7 @@ Raises BadRequest for an id that isn't there, EngineError (one sentence) where t
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +202,10 @@ def revise(db: sa.Connection, project: int, prompt: str, base: int | None = None
     parent = db.execute(of_project.where(c.id == base)).first() if base is not None else None
     parent = parent or db.execute(of_project.order_by(c.id.desc()).limit(1)).first()
 
-    def taken(label: str) -> bool:
-        return db.execute(of_project.where(c.label == label).limit(1)).first() is not None
-
     values = {
         "project": project,
         "parent": parent.id if parent else None,
-        "label": _label(parent.label, taken) if parent else "r1",
+        "label": _label(parent.label, {row.label for row in db.execute(of_project)}) if parent else "r1",
         "prompt": prompt,
         "lang": "",
         "created_at": time.time(),
@@ -222,17 +219,17 @@ def last_revision(db: sa.Connection, project: int) -> int | None:
     return db.execute(sa.select(sa.func.max(t.revision.c.id)).where(t.revision.c.project == project)).scalar()
 
 
-def _label(parent: str, taken: Callable[[str], bool]) -> str:
+def _label(parent: str, taken: set[str]) -> str:
     """r2 after r1; r2a where r3 is taken; r2a2 after r2a."""
     if parent[-1].isdigit():
         line = parent.rstrip("0123456789")
         follows = f"{line}{int(parent[len(line) :]) + 1}"
     else:
         follows = f"{parent}2"
-    if not taken(follows):
+    if follows not in taken:
         return follows
     number = 1
-    while taken(branch := parent + _letters(number)):
+    while (branch := parent + _letters(number)) in taken:
         number += 1
     return branch
 
