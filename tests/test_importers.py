@@ -17,6 +17,7 @@ from engine.importers import gemlite, hqq
 from engine.importers.checkpoint import Checkpoint
 from engine.packs import Component, Pack, open_pack, verify_pack
 from engine.torch_backend import linear
+from engine.torch_backend.text_encoder import TextEncoder
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.types import BadRequest
 from tests.packs import full, layouts
@@ -367,3 +368,16 @@ def test_damaged_sources_are_refused_in_one_sentence(name: str, sound: Path, tmp
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
     assert not Path("/tmp/niwaki-code-was-run").exists()
     assert not (tmp_path / "packs").exists() or not list((tmp_path / "packs").iterdir())
+
+
+def test_every_layout_gives_the_same_text_states(imported: dict[str, Pack]) -> None:
+    """HQQ's float16 scales with float32 biases and a dense embedding, against MLX's bfloat16 ones, bit for bit."""
+    ids, mask = np.arange(16, dtype=np.int64)[None], np.ones((1, 16), np.int64)
+    states = {}
+    for layout in ("mlx", "gemlite", "unpacked"):
+        pack = imported[layout]
+        encoder = TextEncoder(pack.text_encoder, pack.notes.hidden_states, torch.float32, torch.device("cpu"))
+        states[layout] = encoder.encode(ids, mask, lambda: None)
+    assert states["mlx"].shape == (1, 16, 192) and states["mlx"].std() > 0
+    assert torch.equal(states["gemlite"], states["mlx"])
+    assert torch.equal(states["unpacked"], states["mlx"])

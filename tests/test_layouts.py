@@ -103,3 +103,21 @@ def test_the_tokenizer_has_qwens_control_tokens(tmp_path: Path) -> None:
     ids, mask, count = tokenizer.encode("two red circles", 64)
     assert ids[0, 0] == 151_644 and ids[0, count:].tolist() == [151_643] * (64 - count) and mask.sum() == count
     assert [id_ for id_ in ids[0, :count].tolist() if id_ > 151_000][1:] == [151_645, 151_644, 151_667, 151_668]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(1, 128), (2, 128), (4, 64)])
+def test_mlx_reads_what_we_write_and_we_read_what_it_writes(bits: int, group: int) -> None:
+    """Words, scales and biases as MLX means them; how it chooses codes is its own affair, what they mean is not."""
+    mx = pytest.importorskip("mlx.core", reason="mlx has no wheel for this machine")
+    content, shape = Content(small(), "binary" if bits == 1 else "ternary"), (96, 256)
+    words = np.concatenate(list(content.code_bytes("x", shape, bits))).view("<u4")
+    scales, biases = content.scales_and_biases("x", shape, bits)
+    expanded = mx.dequantize(*map(mx.array, (words, scales, biases)), group_size=group, bits=bits)
+    np.testing.assert_array_equal(np.array(expanded), np.concatenate(list(content.values("x", shape, bits))))
+
+    weights = mx.array(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    theirs = mx.quantize(weights, group_size=group, bits=bits)
+    codes = lowbit.unpack(np.array(theirs[0]), bits, shape[1])
+    ours = lowbit.dequantize(codes, np.array(theirs[1]), np.array(theirs[2]), group)
+    expected = np.array(mx.dequantize(*theirs, group_size=group, bits=bits))
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
