@@ -49,7 +49,7 @@ class Extras:
             recipe = pictures.reopen(path, path.name)
             image = adopt.adopt(self.page.history, tab.owner, tab.project, path, path.name)
             tab.project = image.project
-            now = self._current(prompt, controls)
+            now = self.current(prompt, controls)
             look = self.page.paint(tab) | self.page.projects(tab) | self.page.stage(tab, image)
             look |= restored(self.page, image)
             said = f"{path.name}: {restored_words(recipe, now, self.page)}"
@@ -57,7 +57,8 @@ class Extras:
         except Exception as error:
             return self.page.refused(error) | {"drop": None}
 
-    def _current(self, prompt: str, controls: Mapping[str, Any]) -> Request | None:
+    def current(self, prompt: str, controls: Mapping[str, Any]) -> Request | None:
+        """What the controls ask for now; None while they are incomplete."""
         try:
             return self.runs.request(prompt, controls)
         except BadRequest:

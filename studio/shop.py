@@ -71,9 +71,10 @@ class Shop:
             self._stopped.add(model or "")
         return {"shop_said": "Stopping; what has come stays, and Download goes on there."}
 
-    def memory(self, model: str, width: int, height: int) -> str:
-        """What a picture of this size would take in memory, as a phrase, before it is queued; a refusal's sentence."""
-        return memory_words(self.page, Request("a", model, 0, width, height))
+    def foresee(self, tab: Tab, request: Request | None) -> Look:
+        """What the picture that the controls ask for would take in memory, before it is queued; or why it won't fit."""
+        said = "" if request is None else memory_words(self.page, request)
+        return {"foresee": views.sentence(said) if said else ""}
 
     def _fetched(self, begin: Any, model: str) -> Iterator[Look]:
         try:

@@ -52,7 +52,7 @@ def build(
         if not space.on_a_space():
             ui_library.wire(board, shelf)
         ui_workshop.wire(board, extras, batches, shop)
-        ui_workshop.wire_live(board, extras)
+        ui_workshop.wire_live(board, extras, shop)
         api.add(page)
         _wire_opening(blocks, board)
         _wire_leaving(blocks, board)

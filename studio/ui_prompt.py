@@ -53,6 +53,7 @@ def _sizes_and_seed(board: Board, first: Offer) -> None:
     with gr.Accordion("More", open=False, elem_id="more"):
         board.add("steps", gr.Slider(1, MAX_STEPS, first.steps, step=1, label="Steps", elem_id="steps"))
         board.add("facts", template("facts", board.page.facts(first.model), elem_id="facts"))
+        board.add("foresee", gr.Markdown("", elem_id="foresee", elem_classes="soft"))
     board.add("base", gr.Number(0, visible=False, precision=0))
 
 

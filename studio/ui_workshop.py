@@ -126,14 +126,19 @@ def wire(board: Board, extras: Extras, batches: Batches, shop: Shop) -> None:
     board.on(part["bring"].click, shop.bring, ["folder"], outputs=arrived)
 
 
-def wire_live(board: Board, extras: Extras) -> None:
-    """The switch beside the prompt: the picture follows the typing."""
+def wire_live(board: Board, extras: Extras, shop: Shop) -> None:
+    """Beside the prompt: the picture follows the typing, and the memory it would take is foretold."""
     part = board.parts
 
     def typed(tab: Tab, on: bool, prompt: str, stage: Any, *values: Any) -> Iterator[Look]:
         yield {}  # a generator that ends without a word makes gradio set every output to nothing
         yield from extras.typed(tab, on, prompt, dict(zip(CONTROLS, values, strict=True)), stage)
 
+    def foresee(tab: Tab, *values: Any) -> Look:
+        return shop.foresee(tab, extras.current("a", dict(zip(CONTROLS, values, strict=True))))
+
+    changes = [part[name].change for name in ("size", "quality", "model")]
+    board.on(changes, foresee, CONTROLS, outputs=["foresee"], trigger_mode="always_last")
     board.on([part["prompt"].input, part["live"].input], typed, ["live", "prompt", "stage", *CONTROLS])
 
 

@@ -95,3 +95,5 @@ def test_memory_is_predicted_before_queueing(shop: Shop, tiny_packs: Path) -> No
     page.settings = Settings(page.settings.data_dir, backend="torch")
     assert "GB of memory" in memory_words(page, Request("a", str(tiny_packs / "ternary"), 0, 64, 64))
     assert memory_words(page, Request("a", "bonsai-ternary", 0, 64, 64)).startswith("bonsai-ternary is not installed")
+    assert shop.foresee(TAB, None) == {"foresee": ""}
+    assert "GB of memory." in shop.foresee(TAB, Request("a", str(tiny_packs / "ternary"), 0, 64, 64))["foresee"]
