@@ -66,7 +66,7 @@ def probe(pack: Pack, decided: Plan, data_dir: Path) -> Probe:
     if decided.backend == "torch":
         from engine.torch_backend.probe import TorchProbe
 
-        return TorchProbe(pack, decided)
+        return TorchProbe(pack, decided, data_dir)
     if decided.backend == "mlx":
         from engine.mlx_backend.probe import MlxProbe
 

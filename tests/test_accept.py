@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import app
-from engine import accept, catalog, hardware, install, lowbit, published, tensorfile
+from engine import accept, catalog, hardware, install, lowbit, products, published, tensorfile
 from engine.accept import Acceptance, Row
 from engine.accept_subject import probe
 from engine.packs import open_pack
@@ -174,6 +174,16 @@ def test_a_planted_fault_fails_its_row(
     plant(pack)
     (row,) = ask(pack, name, tmp_path)
     assert row.passed is False and words in row.sentence, row
+
+
+def test_layers_that_pictures_multiply_in_int8_are_asked_in_int8(pack: Path, tmp_path: Path) -> None:
+    (plain,) = ask(pack, "precision", tmp_path)
+    opened = open_pack(pack)
+    names = [name.removesuffix(".scales") for name in opened.transformer.tensors if name.endswith(".scales")]
+    products.keep_errors(tmp_path, opened, dict.fromkeys(names, 0.0))
+    (int8,) = ask(pack, "precision", tmp_path)
+    assert plain.passed is int8.passed is True
+    assert plain.measured["largest"] < 1e-5 < 1e-3 < int8.measured["largest"] < accept.PRECISION
 
 
 @pytest.mark.slow  # mlx measures its kernels first

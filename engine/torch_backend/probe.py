@@ -1,42 +1,39 @@
 """The torch backend's text encoder and packed layers, one by one, for `accept`."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine import products
 from engine.packs import Pack
 from engine.plan import Plan
-from engine.prompt import Tokenizer
-from engine.torch_backend import linear
-from engine.torch_backend.text_encoder import TextEncoder
-from engine.torch_backend.transformer import Flux2Transformer2DModel
+from engine.torch_backend.backend import Model, placed
 
 
 class TorchProbe:
-    """See engine.accept_subject.Probe. Each part is loaded when it is first asked."""
+    """See engine.accept_subject.Probe. Each part is loaded when it is first asked, as a picture would load it: layers
+    that the pictures before admitted to int8 multiply in int8 here too."""
 
-    def __init__(self, pack: Pack, decided: Plan) -> None:
-        self.pack = pack
-        self.device, self.dtype = torch.device(decided.device), getattr(torch, decided.dtype)
-        self._encoder: TextEncoder | None = None
-        self._transformer: Flux2Transformer2DModel | None = None
+    def __init__(self, pack: Pack, decided: Plan, data_dir: Path) -> None:
+        self.model = Model(pack.folder)
+        self.decided, self.data_dir = decided, data_dir
+        self.dtype, self.device = placed(decided)
 
     def states(self, prompt: str) -> np.ndarray:
-        if self._encoder is None:
-            notes = self.pack.notes
-            self._encoder = TextEncoder(self.pack.text_encoder, notes.hidden_states, self.dtype, self.device)
-        ids, mask, tokens = Tokenizer(self.pack.tokenizer).encode(prompt, self.pack.notes.text_length)
-        side_by_side = self._encoder.encode(ids, mask, lambda: None)[0, :tokens]
-        return _array(side_by_side).reshape(tokens, len(self.pack.notes.hidden_states), -1).transpose(1, 0, 2)
+        model, notes = self.model, self.model.pack.notes
+        ids, mask, tokens = model.tokenizer.encode(prompt, notes.text_length)
+        model.load_encoder(self.decided)
+        side_by_side = model.embed(prompt, ids, mask, self.decided, lambda: None)[0, :tokens]
+        return _array(side_by_side).reshape(tokens, len(notes.hidden_states), -1).transpose(1, 0, 2)
 
     @torch.inference_mode()
     def product(self, fqn: str, x: np.ndarray) -> np.ndarray:
-        self._encoder = None  # both need not be in memory
-        if self._transformer is None:
-            with torch.device("meta"):
-                self._transformer = Flux2Transformer2DModel.from_config(self.pack.transformer.config)
-            linear.build(self._transformer, self.pack.transformer, self.dtype, self.device)
-        layer = self._transformer.get_submodule(fqn)
+        if self.model.load(self.decided, lambda: None) and products.errors(self.data_dir, self.model.pack):
+            self.model.admit(self.data_dir)
+        assert self.model.weights is not None
+        layer = self.model.weights.transformer.get_submodule(fqn)
         return _array(layer(torch.from_numpy(x).to(self.device, self.dtype)))
 
 
