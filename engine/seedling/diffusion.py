@@ -5,9 +5,10 @@ ternary and binary compute with quantised block linears; all three cool down to 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class Examples:
         return Batch(latents, noise, levels, *self.text(captions), size)
 
 
-def flow_loss(transformer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
+def flow_loss(transformer: Callable[..., Any], states: Tensor, batch: Batch) -> Tensor:
     """Mean squared error of the velocity noise - latents at x = (1 - sigma) latents + sigma noise."""
     sigma = batch.sigma.view(-1, 1, 1)
     image_ids, text_ids = positions(batch.size.height // PIXELS_A_TOKEN, batch.size.width // PIXELS_A_TOKEN)

@@ -33,7 +33,7 @@ class Recipe:
     reader_steps: int = 1000
     examples: int = 20_000
     base_steps: int = 3800
-    branch_steps: int = 1400
+    branch_steps: int = 1100
     batch: int = 16
     compiled: bool = False
 
