@@ -230,10 +230,17 @@ def bench(args: argparse.Namespace) -> Facts:
     print(f"parts         step {facts['seconds_per_step']:.3f} s, encode {facts['encode_s']:.3f} s, "
           f"decode {facts['decode_s']:.3f} s, cold start {facts['load_s']:.1f} s")  # fmt: skip
     mean = f", mean {facts['mean_active_memory_bytes'] / 1e6:.0f} MB" if facts["mean_active_memory_bytes"] else ""
-    print(f"memory        peak {facts['peak_memory_bytes'] / 1e6:.0f} MB{mean}")
+    predicted = facts["predicted_peak_memory_bytes"]
+    foretold = f" (predicted {predicted / 1e6:.0f} MB)" if predicted else ""
+    print(f"memory        peak {facts['peak_memory_bytes'] / 1e6:.0f} MB{foretold}{mean}")
     print(f"weights       transformer {weights['transformer'] / 1e6:.2f} MB on disk and "
           f"{memory.component_bytes(pack.transformer, decided.dtype) / 1e6:.2f} MB in memory ({decided.dtype}), "
           f"text encoder {weights['text_encoder'] / 1e6:.2f} MB, VAE {weights['vae'] / 1e6:.2f} MB")  # fmt: skip
+    if args.reference:
+        other = bench.run(_model(args.reference, data), _size(args.size), args.steps, args.runs, args.backend, data)
+        facts |= {"reference": other, "times_less": bench.against(facts, other)}
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in facts["times_less"].items())
+        print(f"{args.reference} takes so many times more: {ratios}")
     return facts
 
 
@@ -354,6 +361,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "bench", bench, engine=True)
     command.add_argument("--runs", type=int, default=5, metavar="N", help="warm pictures to time (%(default)s)")
+    command.add_argument("--reference", metavar="ID", help="a model to compare with, the dense one of the family say")
     _picture_options(command)
 
     command = _command(commands, "evaluate", evaluate, engine=True)

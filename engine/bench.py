@@ -5,10 +5,9 @@ Knows nothing of what makes a picture fast. All sizes are decimal bytes, all tim
 """
 
 import statistics
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from engine import catalog, products
 from engine.hardware import detect, resident_bytes
 from engine.packs import Pack, open_pack
 from engine.plan import complete, plan
+from engine.sampling import sampled
 from engine.types import BadRequest, Picture, Request, Step
 from engine.worker import Worker
 
 MAX_RUNS = 100
-SAMPLE_SECONDS = 0.05  # the interval of the published memory figures, which ours are held against
 _SHAPES = ("circles", "squares", "triangles", "rings")
 _COLORS = ("red", "blue", "green", "yellow", "purple")
 _COUNTS = ("two", "three", "four", "two small", "three small")
@@ -33,9 +32,9 @@ def run(
     """One cold picture, then `runs` warm ones; `size` and `steps` None: as the pack declares.
 
     `load_s` is all that comes before the first picture's encoding: starting the process, imports, reading weights.
-    `mean_active_memory_bytes`, averaged over the warm pictures: with MLX the bytes of its arrays, else the engine
-    process's resident memory (Python, torch and mapped weights included), None where it can't be told (CUDA, and
-    systems without /proc).
+    `mean_active_memory_bytes`, averaged over the warm pictures: with MLX and on a card the bytes of the model's and its
+    work's tensors, else the engine process's resident memory (Python, torch and mapped weights included), None where it
+    can't be told (a CPU without /proc). `predicted_peak_memory_bytes` is the plan's word about the peak.
     Raises BadRequest for impossible values.
     """
     if not 1 <= runs <= MAX_RUNS:
@@ -51,7 +50,7 @@ def run(
     worker = Worker(backend, data_dir=data_dir)
     try:
         load, cold = _cold(worker, requests[0])
-        with _resident_memory(worker.pid or 0) as samples:
+        with sampled(partial(resident_bytes, worker.pid or 0)) as samples:
             warm = [_picture(worker, request) for request in requests[1:]]
     finally:
         worker.close()
@@ -71,7 +70,18 @@ def run(
         "peak_memory_bytes": max(picture.peak_memory_bytes for picture in [cold, *warm]),
         "mean_active_memory_bytes": _mean_memory(warm, samples if decided.device == "cpu" else []),
         "weights_bytes": weights_on_disk(pack),
+        "predicted_peak_memory_bytes": decided.peak_bytes,
     }
+
+
+def against(facts: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """How many times less the model takes than a reference that was measured in the same way."""
+    times = {
+        "seconds_per_image": reference["seconds_per_image"]["median"] / facts["seconds_per_image"]["median"],
+        "peak_memory_bytes": reference["peak_memory_bytes"] / facts["peak_memory_bytes"],
+        "transformer_bytes": reference["weights_bytes"]["transformer"] / facts["weights_bytes"]["transformer"],
+    }
+    return {name: round(ratio, 3) for name, ratio in times.items()}
 
 
 def _mean_memory(pictures: list[Picture], resident: list[int]) -> int | None:
@@ -111,25 +121,3 @@ def _cold(worker: Worker, request: Request) -> tuple[float, Picture]:
 
 def _picture(worker: Worker, request: Request) -> Picture:
     return next(answer for answer in worker.run(request) if isinstance(answer, Picture))
-
-
-@contextmanager
-def _resident_memory(pid: int) -> Iterator[list[int]]:
-    """Sample a process's resident memory while the block runs; the list stays empty where /proc doesn't tell."""
-    samples: list[int] = []
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.is_set():
-            if not (resident := resident_bytes(pid)):
-                return
-            samples.append(resident)
-            done.wait(SAMPLE_SECONDS)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        done.set()
-        thread.join()

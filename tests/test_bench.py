@@ -1,17 +1,19 @@
 """The table's numbers: the keys scripts rely on, and sizes that agree with the files."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from engine import bench
 from engine.packs import open_pack
+from engine.sampling import sampled
 from engine.types import BadRequest
 from tests.packs.writers import write_packs
 
 KEYS = (
     "model backend device size steps runs seconds_per_image seconds_per_step encode_s decode_s load_s "
-    "peak_memory_bytes mean_active_memory_bytes weights_bytes"
+    "peak_memory_bytes mean_active_memory_bytes weights_bytes predicted_peak_memory_bytes"
 ).split()
 
 
@@ -45,6 +47,21 @@ def test_bytes_on_disk_are_the_files(packs: Path) -> None:
     pack = open_pack(packs / "binary")
     files = (packs / "binary" / "transformer-packed-mflux").glob("*.safetensors")
     assert bench.weights_on_disk(pack)["transformer"] == sum(file.stat().st_size for file in files)
+
+
+def test_a_reference_is_measured_in_the_same_way() -> None:
+    small = {"seconds_per_image": {"median": 2.0}, "peak_memory_bytes": 100, "weights_bytes": {"transformer": 10}}
+    big = {"seconds_per_image": {"median": 1.0}, "peak_memory_bytes": 400, "weights_bytes": {"transformer": 82}}
+    ratios = bench.against(small, big)
+    assert ratios == {"seconds_per_image": 0.5, "peak_memory_bytes": 4.0, "transformer_bytes": 8.2}
+
+
+def test_samples_stop_where_nothing_can_be_told() -> None:
+    values = iter([5, 7, 0])
+    with sampled(lambda: next(values)) as samples:
+        while len(samples) < 2:
+            time.sleep(0.01)
+    assert samples == [5, 7]
 
 
 def test_every_picture_has_a_prompt_of_its_own() -> None:

@@ -9,8 +9,10 @@ import gc
 import platform
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.latents import Recent, begin, enlarge
 from engine.packs import Pack, open_pack
+from engine.sampling import sampled
 from engine.torch_backend import linear, remember
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.mapped import MappedFiles
@@ -188,7 +191,11 @@ class TorchBackend:
                 raise Cancelled("the picture was cancelled before it was finished; generate again to get it")
 
         try:
-            yield from self._generate(request, check)
+            with sampled(allocated_bytes) as samples:
+                for answer in self._generate(request, check):
+                    if isinstance(answer, Picture) and samples:
+                        answer = replace(answer, mean_memory_bytes=round(fmean(samples)))
+                    yield answer
         except torch.OutOfMemoryError:
             self.close()
             raise EngineError(
@@ -320,6 +327,11 @@ def token_grid(request: Request, pack: Pack) -> tuple[int, int]:
     assert request.width is not None and request.height is not None
     side = plan.token_side(pack)
     return request.height // side, request.width // side
+
+
+def allocated_bytes() -> int:
+    """What tensors take on the card now, at least 1; 0 without a card."""
+    return max(1, torch.cuda.memory_allocated()) if torch.cuda.is_available() else 0
 
 
 def peak_memory_bytes(device: torch.device) -> int:
