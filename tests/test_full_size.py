@@ -139,7 +139,8 @@ def test_within_the_promised_memory_and_as_predicted(
     print(f"{layout} {variant} {size} {steps}: peak {measured.highest / GB:.3f} of {peak / GB}, predicted "
           f"{decided.peak_bytes / GB:.3f}, mean while denoising {measured.mean_while_denoising() / GB:.3f}, command "
           f"{measured.parent / GB:.3f}, {measured.facts['seconds']}")  # fmt: skip
-    assert measured.highest == measured.facts["peak_memory_bytes"] <= peak
+    assert measured.highest <= peak
+    assert measured.facts["peak_memory_bytes"] == pytest.approx(measured.highest, rel=0.01)
     assert abs(decided.peak_bytes / measured.highest - 1) <= 0.15
     if mean:
         assert measured.mean_while_denoising() <= mean
