@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from engine import lowbit, plan, products
+from engine import catalog, lowbit, plan, products
 from engine.hardware import Hardware
 from engine.packs import open_pack
 from engine.torch_backend import int8
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.backend import TorchBackend
 from engine.types import Picture, Request
+from tests import fidelity
 
 HARDWARE = Hardware("cpu", "test processor", 0, 1, frozenset(), "cpu: test processor")
 
@@ -125,6 +126,7 @@ def test_one_input_of_several_layers_is_quantized_once(ternary: Path, monkeypatc
 def picture(backend: TorchBackend, request: Request) -> np.ndarray:
     *_, last = backend.generate(request, lambda: False)
     assert isinstance(last, Picture)
+    assert last.dtype == ("float32 with int8" if backend.int8 else "float32")
     return last.pixels
 
 
@@ -213,3 +215,10 @@ def test_words_name_the_worst_layer() -> None:
     assert products.errors_in_words({"a": 0.0123, "b": 0.005}) == "2 of 2 layers, off by at most 1.23%"
     refused = products.errors_in_words({"a": 0.0123, "b": 0.3, "c": 0.04})
     assert refused == "1 of 3 layers, off by at most 1.23%; 2 would be off by more than 2%, b by 30.0%"
+
+
+@pytest.mark.slow
+def test_the_shipped_model_draws_the_same_pictures_in_int8(tmp_path: Path) -> None:
+    found = fidelity.compare(str(catalog.SHIPPED / "seedling-ternary"), 12, tmp_path)
+    assert found["psnr"]["mean"] >= 30
+    assert abs(found["right"]["int8"] - found["right"]["plain"]) <= 1

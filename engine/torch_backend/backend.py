@@ -257,7 +257,7 @@ class TorchBackend:
             seconds=Seconds(load=load, encode=encode, denoise=denoised, decode=decode, total=clock.total()),
             peak_memory_bytes=peak_memory_bytes(device),
             unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
-            dtype=decided.dtype,
+            dtype=f"{decided.dtype} with int8" if decided.int8 else decided.dtype,
         )
 
     def _decide(self, pack: Pack, request: Request) -> plan.Plan:
