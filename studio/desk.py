@@ -55,7 +55,7 @@ class Desk:
 
         def look() -> Look:
             image = self.page.image(tab, id)
-            request = image.request
+            request, tab.revision = image.request, image.revision
             return {
                 "prompt": request.prompt, "seed": request.seed, "steps": request.steps, "quality": "full",
                 "size": (request.model, f"{request.width}x{request.height}"), "base": image.revision, "lock": True,
@@ -74,7 +74,8 @@ class Desk:
             images = self.page.images(tab)
             there = [image for image in images if image.revision == revision.id]
             shown = self.page.stage(tab, there[-1]) if there else {}
-            current = {"revisions": self.page.revisions(tab, images, revision.id)}
+            tab.revision = revision.id
+            current = {"revisions": self.page.revisions(tab, images)}
             return {"prompt": revision.prompt, "base": revision.id} | shown | current
 
         return self._try(look)

@@ -50,6 +50,7 @@ class Tab:
     session: str
     owner: str = LOCAL
     project: int = 0
+    revision: int = 0  # the one worked on: run or restored last
     waiting: dict[int, int | None] = field(default_factory=dict)
     batch: list[int] = field(default_factory=list)  # the jobs that 1 to 4 pick from
     undo: tuple[int, ...] = ()  # what the last deletion took
@@ -124,14 +125,14 @@ class Page:
     def labels(self, tab: Tab) -> dict[int, str]:
         return {revision.id: revision.label for revision in self.history.revisions(tab.owner, tab.project)}
 
-    def revisions(self, tab: Tab, images: Sequence[Image], current: int = 0) -> Filling:
+    def revisions(self, tab: Tab, images: Sequence[Image]) -> Filling:
         rows = self.history.revisions(tab.owner, tab.project)
         texts = {row.id: row.prompt for row in rows}
         diffs = {row.id: diff(texts[row.parent], row.prompt) for row in rows if row.parent in texts}
         counts: dict[int, int] = {}
         for image in images:
             counts[image.revision] = counts.get(image.revision, 0) + 1
-        return views.revisions(rows, diffs, counts, current or (rows[-1].id if rows else 0))
+        return views.revisions(rows, diffs, counts, tab.revision)
 
     def queue(self, tab: Tab, active: Sequence[Job] | None = None) -> Filling:
         active = self.jobs.queue(tab.owner) if active is None else active
@@ -247,6 +248,7 @@ class Page:
         tab.project, tab.shown = project.id, {}
         self.adopt(tab)
         controls = self.controls(project.controls)
+        tab.revision = controls["base"]
         newest = self.images(tab)[-1:]
         look = self.paint(tab) | self.projects(tab) | self.stage(tab, newest[0] if newest else None)
         look |= {"progress": views.idle(), "diff": self.diff(tab, project.prompt, controls["base"])}

@@ -44,6 +44,7 @@ class Runs:
         except Exception as error:
             yield self.page.refused(error)
             return
+        tab.revision = jobs[0].revision
         look: Look = {"base": jobs[0].revision, "diff": self.page.diff(tab, prompt, jobs[0].revision)}
         if count == 1:
             look["seed"] = requests[0].seed

@@ -42,6 +42,7 @@ def lay_out(board: Board) -> None:
     if not space.on_a_space():
         gr.Button("Library", elem_id="open-library", size="lg", min_width=0)
     gr.Button("Workshop", elem_id="open-workshop", size="lg", min_width=0)
+    gr.Button("Keys", elem_id="open-keys", size="lg", min_width=0)
     template("keys", filling(keys=[{"key": key, "does": does} for key, does in KEYS]), elem_id="keys")
 
 

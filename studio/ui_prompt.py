@@ -32,6 +32,7 @@ def lay_out(board: Board) -> None:
             "undo", gr.Button("Undo", elem_id="undo", visible=False, min_width=0), lambda on: gr.update(visible=on)
         )
         _sizes_and_seed(board, page.first)
+        template("sheets", filling(), elem_id="sheets")
         board.add("revisions", template("revisions", filling(rows=[]), elem_id="revisions"))
 
 

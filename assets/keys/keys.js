@@ -54,9 +54,12 @@ document.addEventListener("keydown", (event) => {
 element.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
 });
-desk.addEventListener("keys", () => dialog.showModal());
+// On a phone, revisions and tree are sheets: their buttons open them, the next click outside closes them.
 document.addEventListener("click", (event) => {
-  const opener = event.target.closest("[data-opens]");
-  if (opener?.dataset.opens === "keys") dialog.showModal();
+  const name = event.target.closest("#open-keys") ? "keys" : event.target.closest("[data-opens]")?.dataset.opens;
+  if (name === "keys") return dialog.showModal();
+  for (const sheet of document.querySelectorAll("#right, #revisions")) {
+    if (!sheet.contains(event.target)) sheet.classList.toggle("open", sheet.id === name);
+  }
 });
 find("#prompt textarea")?.focus();

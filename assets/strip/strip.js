@@ -27,7 +27,7 @@ const open = (id) => {
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.id) open(Number(button.dataset.id));
-  else if (button) trigger(button.dataset.do === "export" ? "export" : "none");
+  else if (button) trigger("export");
 });
 desk.addEventListener("open", (event) => open(event.detail));
 desk.addEventListener("shown", (event) => {
