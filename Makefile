@@ -61,8 +61,9 @@ browser:
 	[ "$$CI" != true ] || exit 1; \
 	echo "Those tests are skipped."
 
-bench: setup
+bench: $(VENV)/.test-tools browser
 	for model in seedling-dense seedling-ternary seedling-binary; do $(PY) app.py bench --model $$model --json || exit; done
+	$(PY) -m tests.browser.measure
 	$(PY) -m studio.bench_history --json
 
 seedling: $(VENV)/.test-tools  ## train the demo model again: hours

@@ -1,5 +1,7 @@
 """A running page for tests: the real one, on a free port, with the fake backend in its real child process."""
 
+import os
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -37,7 +39,12 @@ OFFERS = (
 
 
 class SlowWorker(Worker):
-    """The fake backend knows no vocabulary and is quick; this one reports words and dawdles on a `slow` prompt."""
+    """The fake backend knows no vocabulary and is quick; this one reports words, dawdles on a `slow` prompt, and stays
+    in the middle of a `held` one until `let_go` is set."""
+
+    def __init__(self, backend: str, *, data_dir: Path) -> None:
+        super().__init__(backend, data_dir=data_dir)
+        self.let_go = threading.Event()
 
     def run(self, request: Request) -> Generator[Step | Picture, None, None]:
         with closing(super().run(request)) as run:
@@ -47,6 +54,9 @@ class SlowWorker(Worker):
                     item = replace(item, unknown_words=unknown)
                 elif "slow" in request.prompt:
                     time.sleep(0.6)
+                elif "held" in request.prompt and item.index == 2:
+                    while self._running is not None and not self.let_go.wait(0.05):
+                        pass
                 yield item
 
 
@@ -57,7 +67,7 @@ class Served:
     address: str
     blocks: Any
     settings: Settings
-    engine: Worker
+    engine: SlowWorker
     history: History
     jobs: Jobs
 
@@ -65,7 +75,8 @@ class Served:
 @contextmanager
 def served(data_dir: Path, host: str = "127.0.0.1") -> Iterator[Served]:
     """Serve from `data_dir` until the block ends."""
-    settings = Settings(data_dir, host=host, port=serve.free_port(host, 8600), backend="fake", open_browser=False)
+    first = 20_000 + os.getpid() % 10_000  # two test runs on one machine shouldn't race for the same port
+    settings = Settings(data_dir, host=host, port=serve.free_port(host, first), backend="fake", open_browser=False)
     start_log(settings)
     serve.prepare(settings)
     history = History(data_dir)

@@ -1,5 +1,6 @@
 """The page in a real Chromium. Whatever a test does, no other machine may be asked, and nothing may break."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def open_tab(chromium: Any, page_server: Served) -> Iterator[OpenTab]:
     assert [url for url in asked if not url.startswith(own)] == []
     assert asked
     assert complaints == []
+
+
+@pytest.fixture
+def held(page_server: Served) -> Iterator[threading.Event]:
+    """Prompts with `held` in them stay at step 2 until this is set."""
+    page_server.engine.let_go.clear()
+    yield page_server.engine.let_go
+    page_server.engine.let_go.set()
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def test_the_tab_key_reaches_everything(tab: Any) -> None:
     make(tab, "a blue circle")
     settle(tab)
     wanted = {
-        "prompt", "generate", "four", "dice", "project", "model", "switch", "queue", "open-library", "open-keys", "stage",
-        "strip", "tree", "revisions", "seed", "lock", "size",
+        "prompt", "generate", "four", "dice", "project", "model", "switch", "queue", "open-library", "open-keys",
+        "stage", "strip", "tree", "revisions", "seed", "lock", "size",
     }  # fmt: skip
     tab.locator("body").evaluate("e => document.activeElement.blur()")
     seen: set[str] = set()

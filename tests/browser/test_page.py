@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,11 +123,11 @@ def test_an_empty_prompt_is_one_sentence(tab: Any, page_server: Served) -> None:
     make(tab, "a red circle")
 
 
-def test_progress_is_told_and_stop_stops(tab: Any, page_server: Served) -> None:
+def test_progress_is_told_and_stop_stops(tab: Any, page_server: Served, held: threading.Event) -> None:
     make(tab, "a blue circle")
     settle(tab)
     before = saved(page_server)
-    ask_for(tab, "a slow blue circle")
+    ask_for(tab, "a held blue circle")
     expect(tab.locator("#progress")).to_contain_text(re.compile(r"Step \d of 4"))
     tab.locator("#stop").click()
     expect(tab.locator("#progress")).to_contain_text("Stopped")

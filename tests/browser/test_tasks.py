@@ -1,6 +1,7 @@
 """The tasks of ../shared/studio.md section 2, click by click, and what must survive tabs that come and go."""
 
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -104,49 +105,55 @@ def test_the_same_recipe_on_the_other_weights_in_one_click(tab: Any) -> None:
     expect(tab.locator(PREVIOUS)).to_have_count(1)
 
 
-def test_a_run_survives_reload_and_a_closed_tab(open_tab: OpenTab) -> None:
+def test_a_run_survives_reload_and_a_closed_tab(open_tab: OpenTab, held: threading.Event) -> None:
     tab = open_tab()
     start_anew(tab)
-    ask_for(tab, "a slow red circle")
+    ask_for(tab, "a held red circle")
     expect(tab.locator("#progress")).to_contain_text(STEP)
     tab.reload()
     expect(tab.locator("#progress")).to_contain_text(STEP)
     tab.context.close()
     again = open_tab()
-    wait_for(again, "a slow red circle")
+    expect(again.locator("#progress")).to_contain_text(STEP)
+    held.set()
+    wait_for(again, "a held red circle")
 
 
-def test_cancel_stops_the_right_one_of_three(tab: Any, page_server: Served) -> None:
+def test_cancel_stops_the_right_one_of_three(tab: Any, page_server: Served, held: threading.Event) -> None:
     start_anew(tab)
     for number in ("two", "blue", "green"):
-        ask_for(tab, f"a slow {number} circle")
+        ask_for(tab, f"a held {number} circle")
         expect(tab.locator("#queue-rows li .what").last).to_contain_text(number)
     tab.locator("#queue .chip").click()
-    row = tab.locator("#queue-rows li.waiting", has_text="a slow blue circle")
+    row = tab.locator("#queue-rows li.waiting", has_text="a held blue circle")
     row.get_by_role("button", name="Cancel").click()
-    expect(tab.locator("#queue-rows li.stopped")).to_contain_text("a slow blue circle")
+    expect(tab.locator("#queue-rows li.stopped")).to_contain_text("a held blue circle")
     tab.keyboard.press("Escape")
-    wait_for(tab, "a slow green circle")
+    held.set()
+    wait_for(tab, "a held green circle")
     settle(tab)
     jobs = page_server.history.jobs(LOCAL)[-3:]
-    assert {job.request.prompt: job.state for job in jobs if job.state == STOPPED} == {"a slow blue circle": STOPPED}
+    assert {job.request.prompt: job.state for job in jobs if job.state == STOPPED} == {"a held blue circle": STOPPED}
     tab.locator("#queue .chip").click()
     tab.locator("#queue-rows li.stopped").get_by_role("button", name="Retry").first.click()
-    wait_for(tab, "a slow blue circle")
+    wait_for(tab, "a held blue circle")
 
 
-def test_two_people_at_once_lose_nothing(open_tab: OpenTab) -> None:
+def test_two_people_at_once_lose_nothing(open_tab: OpenTab, held: threading.Event) -> None:
     first, second = open_tab(), open_tab()
     start_anew(first)
     second.goto(first.url)
     second.locator("#stage .empty").wait_for()
-    ask_for(first, "a slow red circle")
-    ask_for(second, "a slow green circle")
-    wait_for(first, "a slow red circle")
-    wait_for(second, "a slow green circle")
+    ask_for(first, "a held red circle")
+    expect(first.locator("#progress")).to_contain_text(STEP)
+    ask_for(second, "a held green circle")
+    expect(second.locator("#queue .chip")).to_have_text("1 running, 1 waiting")
+    held.set()
+    wait_for(first, "a held red circle")
+    wait_for(second, "a held green circle")
     for tab in (first, second):
         expect(tab.locator("#strip .thumb")).to_have_count(2)  # the other's too, and each once
-    expect(first.locator(NEW)).to_have_attribute("alt", "a slow red circle")
+    expect(first.locator(NEW)).to_have_attribute("alt", "a held red circle")
 
 
 ODD = {
