@@ -16,6 +16,7 @@ ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "
 HARMLESS = (
     "Autofocus processing was blocked",
     "Method not implemented.",  # gradio 6.31 closing the progress of an upload
+    "AbortError: signal is aborted",  # .. and a stream whose page is reloaded
 )
 PATIENCE = 120_000  # ms; a busy machine is slow, and what never comes is found out all the same
 
@@ -49,8 +50,12 @@ def open_tab(chromium: Any, page_server: Served) -> Iterator[OpenTab]:
     complaints: list[str] = []
 
     def complain(message: Any) -> None:
-        if message.type in ("error", "warning") and not message.text.startswith(HARMLESS):
-            complaints.append(message.text)
+        if message.type in ("error", "warning"):
+            judge(message.text)
+
+    def judge(text: str) -> None:
+        if not text.startswith(HARMLESS) and "errored out" not in text:  # gradio's word for the same lost stream
+            complaints.append(text)
 
     def open_one(**options: Any) -> Any:
         options.setdefault("viewport", {"width": 1280, "height": 800})
@@ -58,7 +63,7 @@ def open_tab(chromium: Any, page_server: Served) -> Iterator[OpenTab]:
         contexts[-1].on("request", lambda request: asked.append(request.url))
         tab = contexts[-1].new_page()
         tab.on("console", complain)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("pageerror", lambda error: judge(str(error)))
         tab.set_default_timeout(PATIENCE)
         tab.goto(page_server.address)
         tab.locator('#strip .strip:not([data-project="0"])').wait_for()  # the project has been opened
