@@ -43,6 +43,7 @@ IN_TEST_ALL = RUNS[:2]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory"),
     pytest.mark.skipif(detect().kind != "cpu", reason="the promises are those of a CPU"),
 ]

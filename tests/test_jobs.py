@@ -1,6 +1,7 @@
 """The queue: jobs run though nobody watches, cancel reaches the right one, and errors are kept as sentences."""
 
 import threading
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,9 +72,12 @@ def submit(jobs: Jobs, *prompts: str, owner: str = LOCAL) -> tuple[Job, ...]:
 
 
 def until(jobs: Jobs, id: int, state: str, owner: str = LOCAL) -> Job:
+    """The job when it comes to that state; a test that would wait for ever fails after a minute instead."""
+    patience = time.monotonic() + 60
     for job in jobs.watch(owner, id):
         if job.state == state:
             return job
+        assert time.monotonic() < patience, f"still {job}"
     raise AssertionError(f"ended as {job}")
 
 
@@ -161,7 +165,7 @@ def test_a_visitor_leaves_and_nothing_of_theirs_stays(jobs: Jobs, engine: Engine
     (mine,) = submit(jobs, "a square")
     until(jobs, one.id, RUNNING, owner="visitor")
     jobs.forget("visitor")
-    engine.go.release(2)
+    engine.go.release(4)  # the stopped run may take two before it looks at its stop
     until(jobs, mine.id, DONE)
     assert jobs.queue("visitor") == () and jobs._history.projects("visitor") == ()
     assert len(list((jobs._history.data_dir / "pictures").rglob("*.png"))) == 1

@@ -20,7 +20,8 @@ SAME_COLOR = 40.0  # nearer than this to a palette colour is that colour; half w
 SPECK = 0.003  # blobs under this share of the picture are dirt, allowed up to DIRT in all
 DIRT = 0.01
 HALFWAY = 0.01  # share of a thing that may lie half way to the background, its outline (2 pixels) not counted
-MATCH = 0.82  # smallest overlap (intersection over union) of a blob with its template
+MATCH = 0.90  # smallest overlap (intersection over union) of a blob with its template
+OUTLINE = 0.12  # of its radius, beside one pixel: how far a blob's outline may run from the template's
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,11 @@ def shape_of(mask: np.ndarray) -> str:
         blob = np.pad(mask, margin)
         x = np.arange(blob.shape[1], dtype=np.float32)[None, :] - margin - cx
         y = np.arange(blob.shape[0], dtype=np.float32)[:, None] - margin - cy + SAG.get(shape, 0.0) * r
-        template = DISTANCE[shape](x, y, r) < 0
+        distance = DISTANCE[shape](x, y, r)
+        template = distance < 0
         overlap = (blob & template).sum() / (blob | template).sum()
-        if overlap > best:
+        astray = np.abs(distance[blob != template]).max(initial=0.0)
+        if overlap > best and astray <= OUTLINE * r + 1:
             best, name = float(overlap), shape
     return name
 
