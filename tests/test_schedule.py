@@ -27,7 +27,7 @@ def test_equal_to_diffusers(tokens: int, steps: int) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-    from engine.seedling.export import SCHEDULER
+    from tests.packs.layouts import SCHEDULER
 
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=compute_empirical_mu(tokens, steps))
