@@ -170,6 +170,7 @@ ODD = {
 @pytest.mark.parametrize("prompt", ODD.values(), ids=ODD)
 def test_odd_prompts_are_shown_to_the_letter(tab: Any, prompt: str) -> None:
     make(tab, prompt)
+    expect(tab.locator("#caption .words")).to_contain_text(prompt.split()[-1])  # it follows the picture
     text = tab.locator("#caption .words").evaluate("e => e.textContent")
     shown = re.sub(r"\s+", "", text)
     for word in prompt.split():
