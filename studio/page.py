@@ -6,6 +6,7 @@ shows. `runs` starts pictures, `desk` acts on them, `shelf` is the library; each
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -30,6 +31,7 @@ Look = dict[str, Any]
 
 STRIP = 200  # pictures in strip and tree; older ones are in the library
 ENDED = 8  # rows of the queue that ended without a picture
+ASLEEP = 4.0  # seconds; a follower moves once a second, so one that was silent for longer was left by its connection
 TABS = 500  # of which something is remembered
 
 EXAMPLES = (  # the first of each language that the model reads, then English ones up to four
@@ -70,7 +72,7 @@ class Page:
         # What a picture's Vary, Refine and menu do: name -> (label, function(tab, image) -> Looks). Others add theirs.
         self.operations: dict[str, tuple[str, Callable[[Tab, Image], Iterator[Look]]]] = {}
         self._tabs: OrderedDict[str, Tab] = OrderedDict()
-        self._followed: set[str] = set()
+        self._followed: dict[str, tuple[object, float]] = {}  # session -> (its follower, when it moved last)
         self._lock = threading.Lock()
 
     # Tabs
@@ -194,7 +196,8 @@ class Page:
 
     def follow(self, tab: Tab) -> Iterator[Look]:
         """What changes until the owner's queue is empty. A tab is followed once: a second call ends at once."""
-        if not self._begin(tab):
+        me = object()
+        if not self._moves(tab, me):
             return
         try:
             before: set[int] = set()
@@ -202,17 +205,16 @@ class Page:
                 for jobs in queue:
                     yield self.fresh(tab, self._news(tab, jobs, before))
                     before = {job.id for job in jobs}
-                    if not jobs and self._ended(tab):
+                    if not self._moves(tab, me) or (not jobs and self._ended(tab, me)):
                         return
         finally:
-            with self._lock:
-                self._followed.discard(tab.session)
+            self._leave(tab, me)
 
     def tick(self, tab: Tab) -> Look:
         """What a tab that isn't followed has missed: another tab's pictures, or its own after a lost connection."""
-        with self._lock:
-            if tab.session in self._followed:
-                return {}
+        if not self._moves(tab, tick := object()):
+            return {}
+        self._leave(tab, tick)
         jobs = self.jobs.queue(tab.owner)
         look = self.paint(tab) | self._news(tab, jobs, set())
         if not jobs and look["progress"] == views.idle():
@@ -229,18 +231,25 @@ class Page:
         firsts = {job.batch: job.id for job in reversed(self.jobs.queue(tab.owner)) if job.project == tab.project}
         tab.waiting = dict.fromkeys(firsts.values(), newest[0].id if newest else None)
 
-    def _begin(self, tab: Tab) -> bool:
+    def _moves(self, tab: Tab, follower: object) -> bool:
+        """Whether this follower may go on: it is the tab's only one, or the other one has fallen asleep."""
+        now = time.monotonic()
         with self._lock:
-            if tab.session in self._followed:
+            who, moved = self._followed.get(tab.session, (follower, now))
+            if who is not follower and now - moved < ASLEEP:
                 return False
-            self._followed.add(tab.session)
+            self._followed[tab.session] = (follower, now)
             return True
 
-    def _ended(self, tab: Tab) -> bool:
-        """Whether to leave: a job may have come between the look at the queue and the leaving."""
+    def _leave(self, tab: Tab, follower: object) -> None:
         with self._lock:
-            self._followed.discard(tab.session)
-        return not self.jobs.queue(tab.owner) or not self._begin(tab)
+            if self._followed.get(tab.session, (None, 0.0))[0] is follower:
+                del self._followed[tab.session]
+
+    def _ended(self, tab: Tab, follower: object) -> bool:
+        """Whether to leave: a job may have come between the look at the queue and the leaving."""
+        self._leave(tab, follower)
+        return not self.jobs.queue(tab.owner) or not self._moves(tab, follower)
 
     def whole(self, tab: Tab, wanted: object) -> Look:
         """Everything, as the tab shows a project that it opens: as it was left."""

@@ -209,6 +209,17 @@ def test_a_tab_is_followed_once(desktop: Desktop) -> None:
     assert next(desktop.page.follow(desktop.tab)) is not None
 
 
+def test_a_follower_that_fell_asleep_is_replaced(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = desktop.page.follow(desktop.tab)
+    next(asleep)
+    monkeypatch.setattr(page, "ASLEEP", 0.0)
+    awake = desktop.page.follow(desktop.tab)
+    assert next(awake) is not None
+    monkeypatch.setattr(page, "ASLEEP", 60.0)
+    assert list(asleep) == []  # it wakes up, finds another in its place and leaves
+    awake.close()
+
+
 def test_ids_that_are_not_there_are_sentences(desktop: Desktop) -> None:
     for nonsense in (0, 99, None, "x", -1):
         assert desktop.desk.open(desktop.tab, nonsense)["progress"]["state"] == "error"
