@@ -25,8 +25,8 @@ def need(pack: Pack, size: tuple[int, int], side: int, dtype: str, *, cpu: bool,
     return Need(
         libraries=0,
         encoder=encoder_bytes(pack, dtype),
-        transformer=_bytes(pack.transformer, dtype, lambda name: True),
-        decoder=_bytes(pack.vae, dtype, lambda name: not name.startswith(("encoder.", "quant_conv."))),
+        transformer=weight_bytes(pack.transformer, dtype),
+        decoder=weight_bytes(pack.vae, dtype, lambda name: not name.startswith(("encoder.", "quant_conv."))),
         encoding=expanded * largest_layer(pack.text_encoder) + encoding_bytes(pack, dtype, cpu),
         denoising=expanded * largest_layer(pack.transformer) + denoising_bytes(pack, tokens, dtype, cpu),
         decoding=edge * pixel_bytes(pack, dtype, cpu),
@@ -40,10 +40,11 @@ def encoder_bytes(pack: Pack, dtype: str) -> int:
     def read(name: str) -> bool:
         return name.startswith("model.embed") or name.startswith("model.layers.") and int(name.split(".")[2]) < last
 
-    return _bytes(pack.text_encoder, dtype, read)
+    return weight_bytes(pack.text_encoder, dtype, read)
 
 
-def _bytes(component: Component, dtype: str, read: Callable[[str], bool]) -> int:
+def weight_bytes(component: Component, dtype: str, read: Callable[[str], bool] = lambda name: True) -> int:
+    """The tensors whose names are read: packed words as they lie, everything else in `dtype`."""
     return sum(
         info.nbytes if info.dtype == "U32" else math.prod(info.shape) * WIDTH[dtype]
         for name, info in component.tensors.items()

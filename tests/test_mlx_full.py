@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ mx = pytest.importorskip("mlx.core", reason="mlx is not installed: pip install '
 
 from mlx.utils import tree_flatten  # noqa: E402
 
-from engine import lowbit, shapes, tensorfile  # noqa: E402
+from engine import lowbit, memory_mlx, shapes, tensorfile  # noqa: E402
 from engine.mlx_backend import backend, linear  # noqa: E402
 from engine.mlx_backend.transformer import Flux2Transformer2DModel, token_ids  # noqa: E402
 from engine.packs import Component, Quantization  # noqa: E402
@@ -104,4 +105,7 @@ def test_one_block_of_each_kind_at_full_width(tmp_path: Path) -> None:
     found = ours(mx.array(x), mx.array(text), mx.array([0.9]), *token_ids(4, (2, 2)), silent)
     mx.eval(found)
     assert np.linalg.norm(np.array(found) - expected) / np.linalg.norm(expected) < 1e-4
+    planned = memory_mlx.weight_bytes(part, "float32") + memory_mlx.EXPANDED_CPU * memory_mlx.largest_layer(part)
+    planned += memory_mlx.denoising_bytes(SimpleNamespace(transformer=part), 8, "float32", cpu=True)  # type: ignore[arg-type]
+    assert mx.get_peak_memory() <= planned and weights > 0.9 * memory_mlx.weight_bytes(part, "float32")
     assert mx.get_peak_memory() - weights < 0.05 * LARGEST_LAYER  # the activations of 8 tokens, and no layer expanded
