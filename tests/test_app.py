@@ -311,6 +311,7 @@ def test_ctrl_c_ends_everything_quietly(pack: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     assert process.stdout is not None
     process.stdout.readline()  # the first picture is there: the engine process works on the second
