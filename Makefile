@@ -36,7 +36,7 @@ lint: $(VENV)/.test-tools
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: lint browser  ## under five minutes
+test: lint browser  ## the short round
 	$(PY) -m pytest -m "not slow"
 
 test-all: lint browser  ## everything but the long runs of the 4B model, training included

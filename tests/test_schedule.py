@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.schedule import sigmas
+from engine.schedule import RELEASED, sigmas
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,8 @@ def test_equal_to_diffusers(tokens: int, steps: int) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-    from tests.packs.layouts import SCHEDULER
 
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(RELEASED)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=compute_empirical_mu(tokens, steps))
     np.testing.assert_allclose(sigmas(tokens, steps), scheduler.sigmas.numpy(), atol=3e-7, rtol=0)
 

@@ -32,7 +32,7 @@ class Recipe:
     vae_steps: int = 1600
     reader_steps: int = 1000
     examples: int = 20_000
-    base_steps: int = 3800
+    base_steps: int = 11_800
     branch_steps: int = 1100
     batch: int = 16
     compiled: bool = False
