@@ -10,6 +10,7 @@ picture is being made means that nobody waits for it any more, so the cancel fla
 shared lock that a killed child could take to its grave, and a parent that has gone counts as a cancel too.
 """
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -24,9 +25,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from engine import catalog, hardware
+from engine import catalog, hardware, products
 from engine.packs import Pack, open_pack
-from engine.plan import check_backend, choose_backend, complete
+from engine.plan import check_backend, choose_backend, complete, plan
 from engine.types import Backend, Crashed, EngineError, Picture, Request, Step
 
 log = logging.getLogger("niwaki.worker")
@@ -77,6 +78,24 @@ class Worker:
     def complete(self, request: Request) -> Request:
         """The request with every field set, as its model declares. Raises BadRequest for an impossible one."""
         return complete(request, self._pack(request.model))
+
+    def foresee(self, request: Request) -> int:
+        """Bytes that a complete request is predicted to take at most here and now, 0 where nobody can say.
+
+        Raises BadRequest for one that would not fit, naming the largest size that would.
+        """
+        pack = self._pack(request.model)
+        if pack is None or self._backend == "fake":
+            return 0
+        # A card's free memory is the child's to ask; what the child holds already is free for its next picture.
+        free = 0 if self._machine.kind == "cuda" else hardware.available_bytes()
+        room = free + (hardware.resident_bytes(self.pid) if self.pid else 0) if free else 0
+        rates = products.rates(self._data_dir, self._machine)
+        return plan(self._machine, pack, request, self._backend, room, rates).peak_bytes
+
+    @functools.cached_property
+    def _machine(self) -> hardware.Hardware:
+        return hardware.detect()
 
     def warm(self, model: str) -> None:
         """Load a model now, so that the first picture needn't wait for it. Blocks; raises what `run` raises."""

@@ -121,6 +121,8 @@ def _told(work: Any) -> Any:
 
 
 def _make(page: Page, owner: str, asked: Request, op: str = "make", image: Image | None = None) -> Made:
+    if space.on_a_space():
+        space.forget_idle(page.history, page.jobs, page.owners())
     project = image.project if image else _project(page, owner)
     base = image.revision if image else None
     (job,) = page.jobs.submit(owner, project, asked, op=op, parent=image.id if image else None, base=base)

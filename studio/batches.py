@@ -51,7 +51,7 @@ class Batches:
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise BadRequest("the grid has no prompts: write one per line")
-        base = self.runs.request(lines[0], controls)
+        base = self.runs.request(lines[0], {**controls, "past": None})
         if kind == MODELS:
             if not models:
                 raise BadRequest("the grid has no models: choose at least one")
@@ -97,7 +97,7 @@ class Batches:
     def rows(self, template: str, table: str, controls: Mapping[str, Any]) -> tuple[list[Request], tuple[str, ...]]:
         """One complete request per row of the table, and the columns that no slot asks for."""
         filled = slots.fill(template, table)
-        base = self.runs.request(template, controls)
+        base = self.runs.request(template, {**controls, "past": None})
         return [self.page.jobs.complete(replace(base, prompt=prompt)) for prompt in filled.prompts], filled.unused
 
     def read(self, file: str) -> Look:

@@ -77,6 +77,13 @@ class Board:
             return found or None
         return gr.skip() if len(wanted) == 1 else tuple(gr.skip() for _ in wanted)
 
+    def model(self, chosen: Any) -> Any:
+        """For a list of models: what is installed by now, and what is chosen (None: what was chosen)."""
+        import gradio as gr
+
+        choices = self.page.model_choices()
+        return gr.update(choices=choices) if chosen is None else gr.update(choices=choices, value=chosen)
+
     def tab(self, request: Any) -> Tab:
         """The tab that a gradio request comes from."""
         return self.page.tab(str(request.session_hash))

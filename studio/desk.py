@@ -55,11 +55,8 @@ class Desk:
 
         def look() -> Look:
             image = self.page.image(tab, id)
-            request, tab.revision = image.request, image.revision
-            return {
-                "prompt": request.prompt, "seed": request.seed, "steps": request.steps, "quality": "full",
-                "size": (request.model, f"{request.width}x{request.height}"), "base": image.revision, "lock": True,
-            } | self.page.model(request.model)  # fmt: skip
+            tab.revision = image.revision
+            return self.page.reused(image)
 
         return self._try(look)
 

@@ -51,7 +51,7 @@ class Extras:
             tab.project = image.project
             now = self.current(prompt, controls)
             look = self.page.paint(tab) | self.page.projects(tab) | self.page.stage(tab, image)
-            look |= restored(self.page, image)
+            look |= self.page.reused(image)
             said = f"{path.name}: {restored_words(recipe, now, self.page)}"
             return look | {"progress": views.idle("done", views.sentence(said)), "drop": None}
         except Exception as error:
@@ -63,6 +63,10 @@ class Extras:
             return self.runs.request(prompt, controls)
         except BadRequest:
             return None
+
+    def asked(self, whole: Look) -> Request | None:
+        """The same of a page that opens, whose Look holds the controls and, beside the size, its model."""
+        return self.current(whole["prompt"] or "a", {**whole, "size": whole["size"][1]})
 
     # The kept ones
 
@@ -154,18 +158,6 @@ def live_stage(picture: Picture) -> Look:
         },
         b="", mode="one", other="", can_vary=False, can_refine=False, actions=[], live=True,
     )  # fmt: skip
-
-
-def restored(page: Page, image: Image) -> Look:
-    """The controls as they were for this picture, as far as this machine has its model."""
-    request = image.request
-    model = request.model if request.model in page.offers else page.first.model
-    size = (model, f"{request.width}x{request.height}")
-    look: Look = {
-        "prompt": request.prompt, "seed": request.seed, "steps": request.steps, "quality": "full", "size": size,
-        "base": image.revision, "lock": True,
-    }  # fmt: skip
-    return look | page.model(model)
 
 
 def restored_words(recipe: Recipe, now: Request | None, page: Page) -> str:

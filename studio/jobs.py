@@ -37,7 +37,7 @@ from studio.history import JOBS, History, job_of, last_revision, revise
 from studio.live import Engine as Engine  # who builds a queue needs both names
 from studio.live import Live
 from studio.pace import Pace
-from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Job, columns
+from studio.rows import DONE, FAILED, INTERRUPTED, LOCAL, RUNNING, STOPPED, WAITING, Job, columns
 from studio.saving import Saved, insert_image, remove, save
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,11 @@ class Jobs:
     ) -> tuple[Job, ...]:  # fmt: skip
         """Queue one job per request, as one batch; `base` is the revision that was edited, `parent` the image used.
 
-        Raises BadRequest for an impossible request (then none of them is queued).
+        Raises BadRequest for an impossible request and for one that memory can't hold (then none of them is queued).
         """
         complete = [self._engine.complete(request) for request in requests]
+        for kind in {(request.model, request.width, request.height): request for request in complete}.values():
+            self._engine.foresee(kind)
         batch = secrets.token_hex(8)
         self._history.project(owner, project)
         if parent is not None:
@@ -113,6 +115,10 @@ class Jobs:
         """The request with every field set, as its model declares. Raises BadRequest for an impossible one."""
         return self._engine.complete(request)
 
+    def foresee(self, request: Request) -> int:
+        """Bytes of memory that the request would take, 0 where nobody can say. Raises BadRequest as `submit`."""
+        return self._engine.foresee(self._engine.complete(request))
+
     def watch(self, owner: str, id: int) -> Iterator[Job]:
         """The job now, at every change and at least once a second, until it is over. Leaving stops nothing."""
         for (job,) in self._watch(lambda: (self.job(owner, id),)):
@@ -136,10 +142,15 @@ class Jobs:
         return self._jobs(owner, t.job.c.state.in_((RUNNING, WAITING)))
 
     def ahead(self, job: Job) -> int:
-        """How many jobs, of whomever, come before this waiting one."""
-        before = sa.or_(t.job.c.state == RUNNING, sa.and_(t.job.c.state == WAITING, t.job.c.place < job.place))
-        query = sa.select(sa.func.count()).where(before).select_from(t.job)
-        return int(self._store.read(lambda db: db.execute(query).scalar_one()))
+        """How many jobs, of whomever, come before this waiting one at most, since owners take turns."""
+        mine = sa.and_(t.job.c.owner == job.owner, t.job.c.place < job.place)
+        counts = sa.select(t.job.c.owner, sa.func.count()).group_by(t.job.c.owner)
+        waiting = counts.where(t.job.c.state == WAITING, sa.or_(t.job.c.owner != job.owner, mine))
+        running = sa.select(sa.func.count()).select_from(t.job).where(t.job.c.state == RUNNING)
+        rows, now = self._store.read(lambda db: (db.execute(waiting).all(), db.execute(running).scalar_one()))
+        before = {owner: count for owner, count in rows}
+        own = before.pop(job.owner, 0)
+        return int(now) + own + sum(min(count, own + 1) for count in before.values())
 
     def job(self, owner: str, id: int) -> Job:
         """One job, with its steps so far. Raises BadRequest for one that isn't there."""
@@ -305,12 +316,17 @@ class Jobs:
             empty_bin(self._history)
 
     def _drain(self) -> None:
+        after_live = False
         while not self._closing:
             with self._changed:
                 seen = self._changes
-            if (shot := self._live.next()) is not None:
+            # Live pictures come first, but strangers' pictures don't wait for the end of somebody's typing.
+            turn = after_live and self._strangers_wait()
+            if not turn and (shot := self._live.next()) is not None:
                 self._live.make(shot)
+                after_live = True
                 continue
+            after_live = False
             try:
                 if not self._recovered:
                     self._recover()
@@ -329,6 +345,14 @@ class Jobs:
             else:
                 self._work(job)
 
+    def _strangers_wait(self) -> bool:
+        """Whether somebody else's jobs wait than the one person's who owns the machine: on a Space."""
+        query = sa.select(sa.exists().where(t.job.c.state == WAITING, t.job.c.owner != LOCAL))
+        try:
+            return bool(self._store.read(lambda db: db.execute(query).scalar()))
+        except EngineError:
+            return False
+
     def _sleep(self, seen: int, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._changes != seen or self._closing, seconds)
@@ -338,7 +362,8 @@ class Jobs:
 
         def change(db: sa.Connection) -> Job | None:
             waiting = JOBS.where(t.job.c.state == WAITING).order_by(t.job.c.place, t.job.c.id).limit(1)
-            row = db.execute(waiting).mappings().first()
+            owner = _whose_turn(db)
+            row = db.execute(waiting.where(t.job.c.owner == owner)).mappings().first()
             if row is None:
                 return None
             values: Mapping[str, Any] = {"state": RUNNING, "started_at": time.time(), "tries": row["tries"] + 1}
@@ -440,6 +465,18 @@ class Jobs:
         with self._changed:  # held, so that nothing else is running when it ends
             if self._running == id and id in self._stopping:
                 self._engine.close(patience=0)
+
+
+def _whose_turn(db: sa.Connection) -> str | None:
+    """The owner whose job comes next: among several the one whose last one was started longest ago, so that nobody
+    waits for a stranger's forty pictures. None when nothing waits."""
+    first = sa.select(t.job.c.owner, sa.func.min(t.job.c.place)).where(t.job.c.state == WAITING).group_by(t.job.c.owner)
+    places = {owner: place for owner, place in db.execute(first)}
+    if len(places) < 2:
+        return next(iter(places), None)
+    served = sa.select(t.job.c.owner, sa.func.max(t.job.c.started_at)).where(t.job.c.owner.in_(places))
+    last = {owner: started for owner, started in db.execute(served.group_by(t.job.c.owner))}
+    return min(places, key=lambda owner: (last.get(owner) or 0.0, places[owner]))
 
 
 def _failed(error: object) -> dict[str, Any]:

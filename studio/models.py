@@ -70,7 +70,7 @@ def offers(settings: Settings) -> tuple[Offer, ...]:
     """
     first = settings.model or catalog.default_id(settings.data_dir)
     found = [_offer(first, settings)]
-    for model in catalog.installed(settings.data_dir):
+    for model in (*catalog.installed(settings.data_dir), *catalog.imported(settings.data_dir)):
         if model != first:
             try:
                 found.append(_offer(model, settings))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.catalog import Model
+from engine.chain import values
 from engine.types import BadRequest, EngineError
 from studio import library, privacy, space, views
 from studio import tables as t
@@ -56,6 +57,8 @@ class Tab:
     waiting: dict[int, int | None] = field(default_factory=dict)
     batch: list[int] = field(default_factory=list)  # the jobs that 1 to 4 pick from
     undo: tuple[int, ...] = ()  # what the last deletion took
+    models: int = 0  # how many its lists of models hold
+    sure: tuple[object, ...] = ()  # what was asked for once and takes a second press
     shown: dict[str, Any] = field(default_factory=dict)  # what was last sent, so that the same isn't sent again
 
 
@@ -87,6 +90,16 @@ class Page:
         if project is not None or not tab.project:
             tab.project = self.project(tab.owner, project).id
         return tab
+
+    def close(self, session: str) -> None:
+        """Forget a tab that was closed."""
+        with self._lock:
+            self._tabs.pop(session, None)
+
+    def owners(self) -> set[str]:
+        """Who has a page open."""
+        with self._lock:
+            return {tab.owner for tab in self._tabs.values()}
 
     def project(self, owner: str, wanted: object) -> Project:
         """The project of that id; where it is none of this owner's, the one used last."""
@@ -179,6 +192,10 @@ class Page:
         names = [(project.name, project.id) for project in self.history.projects(tab.owner)]
         return {"project": (names, tab.project)}
 
+    def model_choices(self) -> list[tuple[str, str]]:
+        """(label, id) of every installed model; one that arrives while the page is open is among them at once."""
+        return [(offer.label, offer.model) for offer in self.offers.values()]
+
     def model(self, model: str) -> Look:
         """What changes with the choice of a model; nothing where it isn't installed."""
         if model not in self.offers:
@@ -219,7 +236,14 @@ class Page:
         look = self.paint(tab) | self._news(tab, jobs, set())
         if not jobs and look["progress"] == views.idle():
             look.pop("progress")  # the last word about the last run stays
-        return self.fresh(tab, look)
+        return self.fresh(tab, look) | self._arrived(tab)
+
+    def _arrived(self, tab: Tab) -> Look:
+        """Both lists of models anew, with what is chosen in them, where another tab brought one."""
+        if tab.models == len(self.offers):
+            return {}
+        tab.models = len(self.offers)
+        return {"model": None, "grid_models": None}
 
     def fresh(self, tab: Tab, look: Look) -> Look:
         """What of a Look this tab doesn't show yet."""
@@ -254,7 +278,7 @@ class Page:
     def whole(self, tab: Tab, wanted: object) -> Look:
         """Everything, as the tab shows a project that it opens: as it was left."""
         project = self.project(tab.owner, wanted)
-        tab.project, tab.shown = project.id, {}
+        tab.project, tab.shown, tab.models = project.id, {}, len(self.offers)
         self.adopt(tab)
         controls = self.controls(project.controls)
         tab.revision = controls["base"]
@@ -262,7 +286,7 @@ class Page:
         look = self.paint(tab) | self.projects(tab) | self.stage(tab, newest[0] if newest else None)
         look |= {"progress": views.idle(), "diff": self.diff(tab, project.prompt, controls["base"])}
         look |= {"bar": self.bar(controls["model"]), "facts": self.facts(controls["model"])}
-        return look | controls | {"prompt": project.prompt, "undo": bool(tab.undo)}
+        return look | controls | {"prompt": project.prompt, "undo": bool(tab.undo), "grid_models": None}
 
     def controls(self, saved: Mapping[str, Any]) -> Look:
         """A project's saved controls, with what is missing or no longer possible put right."""
@@ -273,7 +297,21 @@ class Page:
             "quality": "draft" if saved.get("quality") == "draft" else "full", "seed": saved.get("seed") or 0,
             "lock": saved.get("lock") is not False, "steps": saved.get("steps") or offer.steps,
             "base": saved.get("base") or 0, "switch": model,
-        }  # fmt: skip
+        } | self.past(saved.get("past"))  # fmt: skip
+
+    def reused(self, image: Image) -> Look:
+        """All settings of a picture into the controls, as far as this machine has its model."""
+        request = image.request
+        model = request.model if request.model in self.offers else self.first.model
+        return {
+            "prompt": request.prompt, "seed": request.seed, "steps": request.steps, "quality": "full",
+            "size": (model, f"{request.width}x{request.height}"), "base": image.revision, "lock": True,
+        } | self.model(model) | self.past(values(request) if request.variations or request.draft else None)  # fmt: skip
+
+    @staticmethod
+    def past(past: Any) -> Look:
+        """The picture whose noise or draft the controls go on using, as chain.values has it; None: none."""
+        return {"past": past, "unmix": views.past_words(past) if isinstance(past, Mapping) else ""}
 
     def diff(self, tab: Tab, prompt: str, base: object) -> Filling:
         """Under the prompt while typing: what changed since the last run."""

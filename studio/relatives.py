@@ -25,6 +25,24 @@ def vary(request: Request, strength: str, seed: int | None = None) -> Request:
     return replace(request, draft=draft, variations=(*request.variations, step))
 
 
+def renewed(request: Request, past: Request) -> Request:
+    """What the controls ask for after a picture's settings were reused: with its mixed noise while the seed is the
+    same, and drawn from its draft while everything but the words is."""
+    if request.seed != past.seed:
+        return request
+    if past.draft is None:
+        return replace(request, variations=past.variations)
+    if any(getattr(request, name) != getattr(past, name) for name in ("model", "width", "height", "steps")):
+        return request
+    draft = _reworded(past.draft, request.prompt)
+    return replace(request, variations=past.variations, draft=draft, start=past.start)
+
+
+def _reworded(request: Request, prompt: str) -> Request:
+    draft = None if request.draft is None else _reworded(request.draft, prompt)
+    return replace(request, prompt=prompt, draft=draft)
+
+
 def refine(request: Request, sizes: Iterable[tuple[int, int]]) -> Request:
     """The picture taken as a draft and drawn at the next larger of the model's `sizes` in about its shape.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from engine import chain
 from engine.types import BadRequest, Request
 from studio import relatives, views
 from studio.models import sibling
@@ -17,7 +18,7 @@ from studio.rows import RUNNING, WAITING, Image, Job
 
 NEW_SEEDS = 1_000_000  # the dice's: many enough, and short enough to be read out and typed
 SEEDS = 4  # of one Shift+Enter
-CONTROLS = ("size", "quality", "seed", "lock", "steps", "model", "base")  # saved with the prompt as it is typed
+CONTROLS = ("size", "quality", "seed", "lock", "steps", "model", "base", "past")  # saved with the prompt as it is typed
 
 
 class Runs:
@@ -37,7 +38,8 @@ class Runs:
         try:
             request = self.request(prompt, controls)
             if count > 1 or not controls["lock"]:
-                requests = [replace(request, seed=secrets.randbelow(NEW_SEEDS)) for _ in range(count)]
+                fresh = replace(request, variations=(), draft=None, start=0)
+                requests = [replace(fresh, seed=secrets.randbelow(NEW_SEEDS)) for _ in range(count)]
             else:
                 requests = [request]
             jobs = self.page.jobs.submit(tab.owner, tab.project, *requests, base=_number(controls["base"]))
@@ -48,7 +50,9 @@ class Runs:
         look: Look = {"base": jobs[0].revision, "diff": self.page.diff(tab, prompt, jobs[0].revision)}
         if count == 1:
             look["seed"] = requests[0].seed
-        self.save(tab, prompt, {**controls, "base": look["base"], "seed": look.get("seed", controls["seed"])})
+        if not controls["lock"]:
+            look |= self.page.past(None)
+        self.save(tab, prompt, {**controls, **{name: look[name] for name in CONTROLS if name in look}})
         yield from self.wait(tab, jobs, _shown(shown), look)
 
     def again(self, tab: Tab, image: Image, request: Request, op: str) -> Iterator[Look]:
@@ -127,7 +131,9 @@ class Runs:
         size = (int(width), int(height)) if width.isdecimal() and height.isdecimal() else offer.sizes[0]
         if controls["quality"] == "draft":
             size = offer.draft(*size)
-        return Request(prompt.strip(), offer.model, int(controls["seed"]), *size, int(controls["steps"]))
+        request = Request(prompt.strip(), offer.model, int(controls["seed"]), *size, int(controls["steps"]))
+        past = controls.get("past")
+        return relatives.renewed(request, chain.request(past)) if isinstance(past, Mapping) else request
 
     # The prompt box
 

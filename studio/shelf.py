@@ -7,9 +7,10 @@ quick as the first; how we came here is a list of such ids.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from studio import library, views
+from studio import disk, library, views
 from studio.page import Look, Page, Tab
 from studio.rows import Image
+from studio.storage import Storage
 from studio.template import Filling, filling
 
 SHOW = (
@@ -43,6 +44,10 @@ class Shelf:
                 "bin": lambda: self.page.history.delete(tab.owner, [image.id]),
                 "restore": lambda: self.page.history.restore(tab.owner, [image.id]),
             }
+            if what == "purge":
+                if not Storage.certain(tab, "purge", image.id):
+                    return self.look(tab, wanted, trail)
+                changes["purge"] = lambda: disk.purge(self.page.history, tab.owner, [image.id])
             if what in changes:
                 changes[what]()
             if what == "bin":
@@ -68,23 +73,29 @@ class Shelf:
         if wanted.get("stacked"):
             stacks = library.stacks(self.page.history, tab.owner, chosen)[: library.PAGE]
             sizes = {stack.cover.id: stack.count for stack in stacks}
-            return self._shown([stack.cover for stack in stacks], sizes, f"{len(stacks)} revisions", trail, None)
+            return self._shown(tab, [stack.cover for stack in stacks], sizes, f"{len(stacks)} revisions", trail, None)
         found = library.page(self.page.history, tab.owner, chosen, before=trail[-1] if trail else None)
         total = library.count(self.page.history, tab.owner, chosen)
         first = len(trail) * library.PAGE + 1
         said = f"{first} to {first + len(found.images) - 1} of {total}" if found.images else "Nothing found"
-        return self._shown(found.images, {}, said, trail, found.next)
+        return self._shown(tab, found.images, {}, said, trail, found.next)
 
     def _shown(
-        self, images: Sequence[Image], stacks: Mapping[int, int], said: str, trail: list[int], after: int | None
-    ) -> Look:
+        self, tab: Tab, images: Sequence[Image], stacks: Mapping[int, int], said: str, trail: list[int],
+        after: int | None,
+    ) -> Look:  # fmt: skip
         labels = self._labels(images)
         pictures = [
-            views.record(image, labels) | {"stack": f"{stacks[image.id]} pictures" if image.id in stacks else ""}
+            views.record(image, labels)
+            | {
+                "stack": f"{stacks[image.id]} pictures" if image.id in stacks else "",
+                "purge": "Really delete?" if tab.sure == ("purge", image.id) else "Delete for good",
+            }
             for image in images
         ]
         grid: Filling = filling(pictures=pictures, nothing="No picture fits. Change the search or the filter.")
-        return {"grid": grid, "found": said, "trail": trail, "next": after}
+        turns = {"back": bool(trail), "older": after is not None}
+        return {"grid": grid, "found": said, "trail": trail, "next": after} | turns
 
     def _keep(self, tab: Tab, image: Image, kept: bool) -> None:
         self.page.history.keep(tab.owner, [image.id], None if image.kept is kept else kept)

@@ -13,10 +13,10 @@ from typing import Any
 from engine import catalog, download, install
 from engine.download import Terms
 from engine.install import Installed
-from engine.plan import plan
 from engine.transfer import Progress
 from engine.types import BadRequest, Request
 from studio import models, space, views
+from studio.jobs import Jobs
 from studio.page import Look, Page, Tab
 from studio.template import Filling, filling
 
@@ -71,9 +71,13 @@ class Shop:
             self._stopped.add(model or "")
         return {"shop_said": "Stopping; what has come stays, and Download goes on there."}
 
+    def opened(self, tab: Tab, request: Request | None) -> Look:
+        """What a page shows that opens now: a model may have come since the page was built."""
+        return {"shop": self.shown(), "get": self.choices()} | self.foresee(tab, request)
+
     def foresee(self, tab: Tab, request: Request | None) -> Look:
         """What the picture that the controls ask for would take in memory, before it is queued; or why it won't fit."""
-        said = "" if request is None else memory_words(self.page, request)
+        said = "" if request is None else memory_words(self.page.jobs, request)
         return {"foresee": views.sentence(said) if said else ""}
 
     def _fetched(self, begin: Any, model: str) -> Iterator[Look]:
@@ -97,22 +101,20 @@ class Shop:
         """Offer the new model; the page's model list gets it at once."""
         for offer in models.offers(self.page.settings):
             self.page.offers.setdefault(offer.model, offer)
+        self.page.others = models.installable(self.page.settings.data_dir)
         note = f" {views.sentence(item.note)}" if item.note else ""
         said = f"{item.model} is installed: {size_words(item.bytes)} in {item.folder}.{note}"
-        return {"shop_said": said, "shop": self.shown(), "get": self.choices()}
+        there = {"model": None, "grid_models": None}  # both lists anew, what is chosen in them stays
+        return {"shop_said": said, "shop": self.shown(), "get": self.choices()} | there
 
 
-def memory_words(page: Page, request: Request) -> str:
+def memory_words(jobs: Jobs, request: Request) -> str:
     """"at most 3.1 GB of memory", or the sentence that refuses the picture; "" where nobody can know."""
-    from engine.hardware import available_bytes, detect
-    from engine.packs import open_pack
-
     try:
-        pack = open_pack(catalog.find(request.model, page.settings.data_dir))
-        decided = plan(detect(), pack, request, page.settings.backend, available_bytes())
+        peak = jobs.foresee(request)
     except BadRequest as error:
         return str(error)
-    return f"at most {decided.peak_bytes / 1e9:.1f} GB of memory" if decided.peak_bytes else ""
+    return f"at most {peak / 1e9:.1f} GB of memory" if peak else ""
 
 
 def size_words(number: int | None) -> str:

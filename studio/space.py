@@ -5,6 +5,9 @@ Knows owners, not the page. Elsewhere one person owns the machine, and the owner
 
 import logging
 import os
+import secrets
+import time
+from collections.abc import Collection
 
 import sqlalchemy as sa
 
@@ -18,6 +21,7 @@ from studio.rows import LOCAL
 log = logging.getLogger(__name__)
 
 VISITOR = "visitor-"
+IDLE = 1800.0  # seconds after which a visitor without a page has left
 
 
 def on_a_space() -> bool:
@@ -26,8 +30,11 @@ def on_a_space() -> bool:
 
 
 def owner(session: str) -> str:
-    """Whose rows a session sees. Gradio's session names are random, and a visitor gets a new one with every visit."""
-    return f"{VISITOR}{session}" if on_a_space() else LOCAL
+    """Whose rows a session sees. Gradio's session names are random, and a visitor gets a new one with every visit.
+
+    A caller of the API who names none is a new visitor with every call, else all of those would be one.
+    """
+    return f"{VISITOR}{session or secrets.token_hex(8)}" if on_a_space() else LOCAL
 
 
 def farewell(history: History, jobs: Jobs, owner: str) -> None:
@@ -42,6 +49,17 @@ def farewell(history: History, jobs: Jobs, owner: str) -> None:
         disk.forget(history, owner)
     except EngineError as error:
         log.error("what a visitor left behind could not be deleted: %s", error)
+
+
+def forget_idle(history: History, jobs: Jobs, present: Collection[str]) -> None:
+    """Forget visitors without a page who made nothing for a while: callers of the API, whose leaving nobody sees."""
+    c = t.project.c
+    used = sa.select(c.owner, sa.func.max(c.used_at)).group_by(c.owner)
+    made = sa.select(t.job.c.owner, sa.func.max(t.job.c.created_at)).group_by(t.job.c.owner)
+    rows = history.store.read(lambda db: [*db.execute(used), *db.execute(made)])
+    busy = {owner for owner, when in rows if when > time.time() - IDLE}
+    for owner in {owner for owner, _ in rows} - busy - set(present):
+        farewell(history, jobs, owner)
 
 
 def sweep(history: History) -> None:

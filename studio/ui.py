@@ -4,7 +4,7 @@ Knows which regions there are and in which order they are drawn; what they hold 
 `page`'s and its friends'. Gradio is imported inside functions, after `serve.prepare` has told it to stay quiet.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.catalog import Model
@@ -16,11 +16,12 @@ from studio.extras import Extras
 from studio.history import History
 from studio.jobs import Jobs
 from studio.models import Offer
-from studio.page import Page
+from studio.page import Look, Page, Tab
 from studio.runs import Runs
 from studio.settings import Settings
 from studio.shelf import Shelf
 from studio.shop import Shop
+from studio.storage import Storage
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -45,7 +46,7 @@ def build(
         ui_stage.lay_out_strip(board)
         if not space.on_a_space():
             ui_library.lay_out(board, shelf)
-        ui_workshop.lay_out(board, shop)
+        storage = ui_workshop.lay_out(board, shop)
         ui_prompt.wire(board, runs)
         ui_bar.wire(board, runs)
         ui_stage.wire(board, runs, desk)
@@ -53,8 +54,10 @@ def build(
             ui_library.wire(board, shelf)
         ui_workshop.wire(board, extras, batches, shop)
         ui_workshop.wire_live(board, extras, shop)
+        if storage is not None:
+            ui_workshop.wire_storage(board, storage, Storage(page))
         api.add(page)
-        _wire_opening(blocks, board)
+        _wire_opening(blocks, board, lambda tab, look: shop.opened(tab, extras.asked(look)))
         _wire_leaving(blocks, board)
     return blocks
 
@@ -64,14 +67,15 @@ def _wire_leaving(blocks: "gr.Blocks", board: Board) -> None:
     import gradio as gr
 
     def left(request: gr.Request) -> None:
-        page = board.page
-        space.farewell(page.history, page.jobs, page.tab(str(request.session_hash)).owner)
+        page, session = board.page, str(request.session_hash)
+        page.close(session)
+        space.farewell(page.history, page.jobs, space.owner(session))
 
     if space.on_a_space():
         blocks.unload(left)
 
 
-def _wire_opening(blocks: "gr.Blocks", board: Board) -> None:
+def _wire_opening(blocks: "gr.Blocks", board: Board, more: Callable[[Tab, Look], Look]) -> None:
     """A page that opens shows its project as it was left, and follows what still runs."""
     import gradio as gr
 
@@ -79,12 +83,13 @@ def _wire_opening(blocks: "gr.Blocks", board: Board) -> None:
 
     def opened(request: gr.Request) -> Iterator[Any]:
         tab = board.tab(request)
-        yield board.update(tab, page.whole(tab, request.query_params.get("project")))
+        whole = page.whole(tab, request.query_params.get("project"))
+        yield board.update(tab, whole | more(tab, whole))
         for look in page.follow(tab):
             yield board.update(tab, look)
 
     quiet: dict[str, Any] = dict(show_progress="hidden", api_visibility="private", concurrency_limit=None)
     blocks.load(opened, None, list(board.parts.values()), **quiet)
     # A safety net for another tab's pictures and lost connections, never the fast path.
-    late = ["stage", "caption", "strip", "tree", "revisions", "queue", "progress"]
+    late = ["stage", "caption", "strip", "tree", "revisions", "queue", "progress", "model", "grid_models"]
     board.on(gr.Timer(5).tick, page.tick, outputs=late)

@@ -26,7 +26,7 @@ def lay_out(board: Board) -> None:
     import gradio as gr
 
     page = board.page
-    models = [(offer.label, offer.model) for offer in page.offers.values()]
+    models = page.model_choices()
     board.add("bar", template("bar", page.bar(page.first.model), elem_id="brand"))
     board.add(
         "project",
@@ -36,7 +36,9 @@ def lay_out(board: Board) -> None:
         lambda said: gr.update(choices=[*said[0], ("New project", NEW)], value=said[1]),
     )  # fmt: skip
     plain: dict[str, Any] = dict(min_width=0, filterable=False)
-    board.add("model", gr.Dropdown(models, value=page.first.model, label="Model", elem_id="model", **plain))
+    board.add(
+        "model", gr.Dropdown(models, value=page.first.model, label="Model", elem_id="model", **plain), board.model
+    )
     board.add("switch", gr.Button("", elem_id="switch", size="lg", min_width=0), lambda model: _switch(page, model))
     board.add("queue", template("queue", filling(state="idle", summary="Queue empty", rows=[]), elem_id="queue"))
     if not space.on_a_space():

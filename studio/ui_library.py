@@ -31,16 +31,16 @@ def lay_out(board: Board, shelf: Shelf) -> None:
             gr.Button("Close", elem_id="close-library", min_width=80, scale=0)
         board.add("grid", template("grid", filling(pictures=[], nothing=""), elem_id="grid"))
         with gr.Row(elem_id="pages"):
-            board.add("back", gr.Button("Newer", elem_id="back", min_width=90, scale=0))
+            board.add("back", gr.Button("Newer", elem_id="back", min_width=90, scale=0), _usable)
             board.add("found", gr.Markdown("", elem_id="found"))
-            board.add("older", gr.Button("Older", elem_id="older", min_width=90, scale=0))
+            board.add("older", gr.Button("Older", elem_id="older", min_width=90, scale=0), _usable)
         board.add("trail", gr.JSON([], visible=False))
         board.add("next", gr.Number(None, visible=False, precision=0))
 
 
 def wire(board: Board, shelf: Shelf) -> None:
     part = board.parts
-    shown = ["grid", "found", "trail", "next", "tag", "progress"]
+    shown = ["grid", "found", "trail", "next", "back", "older", "tag", "progress"]
 
     def asked(values: tuple[Any, ...]) -> dict[str, Any]:
         return dict(zip(ASKED, values, strict=True))
@@ -66,3 +66,10 @@ def wire(board: Board, shelf: Shelf) -> None:
     board.on(part["older"].click, older, ["trail", "next", *ASKED], outputs=shown)
     board.on(part["back"].click, newer, ["trail", *ASKED], outputs=shown)
     board.on(part["grid"].pick, pick, ["trail", *ASKED], event=True)
+
+
+def _usable(on: bool) -> Any:
+    """A button that does nothing now can't be pressed."""
+    import gradio as gr
+
+    return gr.update(interactive=on)

@@ -51,11 +51,13 @@ def _sizes_and_seed(board: Board, first: Offer) -> None:
         board.add("lock", gr.Checkbox(True, label="Lock", elem_id="lock", min_width=0, scale=0, container=False))
         board.add("live", gr.Checkbox(False, label="Live", elem_id="live", min_width=0, scale=0, container=False))
         board.add("dice", gr.Button("⚄ New", elem_id="dice", min_width=0, scale=0))
+    board.add("unmix", gr.Button("", elem_id="unmix", visible=False, min_width=0), _unmix)
     with gr.Accordion("More", open=False, elem_id="more"):
         board.add("steps", gr.Slider(1, MAX_STEPS, first.steps, step=1, label="Steps", elem_id="steps"))
         board.add("facts", template("facts", board.page.facts(first.model), elem_id="facts"))
         board.add("foresee", gr.Markdown("", elem_id="foresee", elem_classes="soft"))
     board.add("base", gr.Number(0, visible=False, precision=0))
+    board.add("past", gr.JSON(None, visible=False))
 
 
 def wire(board: Board, runs: Runs) -> None:
@@ -87,7 +89,12 @@ def wire(board: Board, runs: Runs) -> None:
     board.on(part["four"].click, four, controls)
     board.on(part["stage"].example, example, controls, event=True)
     board.on(part["stop"].click, runs.stop)
-    board.on(part["dice"].click, lambda tab: {"seed": secrets.randbelow(NEW_SEEDS)}, outputs=["seed"])
+    board.on(
+        part["dice"].click,
+        lambda tab: {"seed": secrets.randbelow(NEW_SEEDS)} | board.page.past(None),
+        outputs=["seed", "past", "unmix"],
+    )
+    board.on(part["unmix"].click, lambda tab: board.page.past(None), outputs=["past", "unmix"])
     box = ["prompt", *CONTROLS]
     board.on(part["prompt"].change, typed, box, outputs=["diff"], trigger_mode="always_last")
     rest = [part[name].change for name in CONTROLS if name not in ("model", "base")]
@@ -97,6 +104,13 @@ def wire(board: Board, runs: Runs) -> None:
 def sizes(offer: Offer) -> list[tuple[str, str]]:
     """The sizes that a model declares, as (label, value), the default first."""
     return [(f"{width} × {height}", f"{width}x{height}") for width, height in offer.sizes]
+
+
+def _unmix(text: str) -> Any:
+    """The button that says what of a reused picture is taken over unseen, and drops it."""
+    import gradio as gr
+
+    return gr.update(value=f"{text} ✕", visible=bool(text))
 
 
 def _size_update(board: Board) -> Any:

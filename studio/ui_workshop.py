@@ -10,11 +10,15 @@ from studio.extras import Extras
 from studio.page import Look, Tab
 from studio.runs import CONTROLS
 from studio.shop import Shop
+from studio.storage import Storage
 from studio.template import filling, template
 
 
-def lay_out(board: Board, shop: Shop) -> None:
+def lay_out(board: Board, shop: Shop) -> Any:
+    """Returns the tab of project and data; None on a Space, whose data folder is nobody's to see."""
     import gradio as gr
+
+    storage = None
 
     with gr.Column(elem_id="workshop", elem_classes="sheet"):
         gr.Button("Close", elem_id="close-workshop", min_width=80, scale=0)
@@ -25,8 +29,12 @@ def lay_out(board: Board, shop: Shop) -> None:
                 _templates(board)
             with gr.Tab("Models"):
                 _models(board, shop)
+            if not space.on_a_space():
+                with gr.Tab("Project and data") as storage:
+                    _storage(board)
     board.add("drop", gr.File(file_types=[".png"], label="A picture made by Niwaki", elem_id="drop", height=1))
     board.add("parcel", template("workshop", filling(url=""), elem_id="parcel"))
+    return storage
 
 
 def _grids(board: Board) -> None:
@@ -42,9 +50,8 @@ def _grids(board: Board) -> None:
         elem_id="grid-seeds",
     ))  # fmt: skip
     board.add("grid_models", gr.Dropdown(
-        [(offer.label, offer.model) for offer in offers.values()], value=list(offers)[:2], label="Models",
-        multiselect=True, elem_id="grid-models",
-    ))  # fmt: skip
+        board.page.model_choices(), value=list(offers)[:2], label="Models", multiselect=True, elem_id="grid-models",
+    ), board.model)  # fmt: skip
     board.add("cost", gr.Markdown("", elem_id="grid-cost", elem_classes="soft"), _plain)
     board.add("grid_go", gr.Button("Make the grid", variant="primary", elem_id="grid-go", scale=0))
     board.add("cells", template("cells", filling(columns=[], rows=[]), elem_id="cells"))
@@ -86,6 +93,28 @@ def _models(board: Board, shop: Shop) -> None:
     board.add("shop_said", gr.Markdown("", elem_id="shop-said", elem_classes="soft"), _plain)
 
 
+def _storage(board: Board) -> None:
+    import gradio as gr
+
+    board.add("name", gr.Textbox(label="Name of this project", lines=1, max_lines=1, elem_id="name"))
+    board.add("rename", gr.Button("Rename", elem_id="rename", scale=0))
+    board.add("storage", template("storage", filling(parts=[]), elem_id="storage"))
+    with gr.Row():
+        board.add("empty_bin", gr.Button("Empty the bin", elem_id="empty-bin", scale=0))
+        board.add("drop_project", gr.Button("Delete this project", elem_id="drop-project", scale=0))
+    board.add("storage_said", gr.Markdown("", elem_id="storage-said", elem_classes="soft"), _plain)
+
+
+def wire_storage(board: Board, tab: Any, storage: Storage) -> None:
+    """The data folder: looked at when its tab is opened."""
+    part = board.parts
+    said = ["storage", "name", "storage_said"]
+    board.on(tab.select, storage.look, outputs=said)
+    board.on([part["rename"].click, part["name"].submit], storage.rename, ["name"], outputs=["project", *said])
+    board.on(part["empty_bin"].click, storage.empty_bin)
+    board.on(part["drop_project"].click, storage.delete_project)
+
+
 def wire(board: Board, extras: Extras, batches: Batches, shop: Shop) -> None:
     part = board.parts
 
@@ -120,7 +149,7 @@ def wire(board: Board, extras: Extras, batches: Batches, shop: Shop) -> None:
     board.on(typed, estimate, filled, outputs=["bill"], trigger_mode="always_last")
     board.on(part["fill"].click, fill, filled)
     board.on(part["csv"].upload, read, ["csv"], outputs=["table", "bill"])
-    arrived = ["shop", "shop_said", "get"]
+    arrived = ["shop", "shop_said", "get", "model", "grid_models"]
     board.on(part["get_go"].click, shop.get, ["get"], outputs=arrived)
     board.on(part["get_stop"].click, shop.stop, ["get"], outputs=["shop_said"])
     board.on(part["bring"].click, shop.bring, ["folder"], outputs=arrived)

@@ -177,6 +177,15 @@ def idle(state: str = "idle", text: str = "") -> Filling:
     return filling(state=state, text=text, done=0, total=1, preview="")
 
 
+def past_words(past: Mapping[str, Any]) -> str:
+    """What is taken over from a picture whose settings were reused, beyond what the controls show."""
+    mixed, draft = len(past.get("variations") or ()), past.get("draft")
+    parts = [f"{mixed} variation{'s' if mixed > 1 else ''} mixed in"] if mixed else []
+    if isinstance(draft, Mapping):
+        parts.append(f"drawn from its draft of {draft.get('width')} × {draft.get('height')}")
+    return sentence(" and ".join(parts))[:-1] if parts else ""
+
+
 def revisions(rows: Sequence[Revision], diffs: Mapping[int, Words], counts: Mapping[int, int], current: int) -> Filling:
     """Newest first, each with the words that changed from its parent, or its first words."""
     listed_rows = []

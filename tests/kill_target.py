@@ -42,6 +42,9 @@ class InProcess:
     def complete(self, request: Request) -> Request:
         return complete(request, None)
 
+    def foresee(self, request: Request) -> int:
+        return 0
+
     def run(self, request: Request) -> Generator[Step | Picture, None, None]:
         self._stopped = False
         yield from FakeBackend().generate(request, lambda: self._stopped)

@@ -22,6 +22,9 @@ class InlineEngine:
     def complete(self, request: Request) -> Request:
         return complete(request, None)
 
+    def foresee(self, request: Request) -> int:
+        return 0
+
     def run(self, request: Request) -> Generator[Step | Picture, None, None]:
         request = complete(request, None)
         yield from FakeBackend().generate(request, lambda: False)

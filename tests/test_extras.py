@@ -23,6 +23,7 @@ from tests.serving import OFFERS
 
 CONTROLS = {
     "size": "128x128", "quality": "full", "seed": 3, "lock": True, "steps": 4, "model": "seedling-ternary", "base": 0,
+    "past": None,
 }  # fmt: skip
 
 

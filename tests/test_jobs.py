@@ -30,6 +30,9 @@ class Engine:
     def complete(self, request: Request) -> Request:
         return complete(request, None)
 
+    def foresee(self, request: Request) -> int:
+        return 0
+
     def run(self, request: Request) -> Generator[Step | Picture, None, None]:
         self._stop.clear()
         yield Step(0, 2)
@@ -142,12 +145,26 @@ def test_waiting_jobs_can_be_moved_within_their_owners_places(jobs: Jobs, engine
     until(jobs, first.id, RUNNING)
     jobs.move(LOCAL, last.id, before=second.id)
     assert [job.id for job in jobs.queue(LOCAL)] == [first.id, last.id, second.id, third.id]
-    assert jobs.ahead(jobs.job("visitor", other.id)) == 3 and jobs.ahead(jobs.job(LOCAL, third.id)) == 4
+    assert jobs.ahead(jobs.job("visitor", other.id)) == 2 and jobs.ahead(jobs.job(LOCAL, third.id)) == 4
     with pytest.raises(BadRequest, match="does not wait"):
         jobs.move(LOCAL, first.id)
     with pytest.raises(BadRequest, match="not here"):
         jobs.cancel(LOCAL, other.id)
     assert jobs.job("visitor", other.id).state == WAITING
+
+
+def test_owners_take_turns(jobs: Jobs, engine: Engine) -> None:
+    mine = submit(jobs, "a", "b", "c", owner="ann")
+    until(jobs, mine[0].id, RUNNING, owner="ann")
+    theirs = submit(jobs, "x", "y", owner="bob")
+    late = submit(jobs, "z", owner="cid")
+    engine.go.release(100)
+    for owner, asked in (("ann", mine), ("bob", theirs), ("cid", late)):
+        for job in asked:
+            until(jobs, job.id, DONE, owner=owner)
+    every = [job for owner in ("ann", "bob", "cid") for job in jobs._history.jobs(owner)]
+    order = [job.request.prompt for job in sorted(every, key=lambda job: job.started_at or 0)]
+    assert order == ["a", "x", "z", "b", "y", "c"]
 
 
 def test_many_prompts_at_once_are_siblings_and_all_are_watched(jobs: Jobs) -> None:

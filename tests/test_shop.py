@@ -1,17 +1,20 @@
 """Models on the page: listed with sizes, fetched with progress, stopped, and offered as soon as they are there."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engine import catalog, download
+from engine import catalog, download, hardware
 from engine.download import Terms
 from engine.install import Installed
 from engine.transfer import Progress
-from engine.types import BadRequest
+from engine.types import BadRequest, Request
+from engine.worker import Worker
 from studio import models
 from studio.page import Page, Tab
 from studio.settings import Settings
@@ -28,6 +31,7 @@ def shop(tmp_path: Path) -> Shop:
     settings = Settings(tmp_path, backend="fake")
     page: Any = SimpleNamespace(settings=settings, offers={offer.model: offer for offer in OFFERS})
     page.refused = lambda error: Page.refused(page, error)
+    page.jobs = SimpleNamespace(foresee=lambda request: 0)
     return Shop(page)
 
 
@@ -62,6 +66,7 @@ def test_a_download_tells_terms_progress_and_offers_the_model(shop: Shop, monkey
     assert said[2].endswith("the connection broke, trying again in 4 s")
     assert said[-1] == "bonsai-ternary is installed: 3.9 GB in /data/models/bonsai-ternary."
     assert "bonsai-ternary" in shop.page.offers
+    assert (looks[-1]["model"], looks[-1]["grid_models"]) == (None, None)  # both lists are made anew
 
 
 def test_a_download_can_be_stopped_and_fails_with_a_sentence(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +93,18 @@ def test_on_a_space_nothing_is_fetched(shop: Shop, monkeypatch: pytest.MonkeyPat
     assert "on a space" in look_of(shop.bring(TAB, "/etc"))["shop_said"].lower()
 
 
-def test_memory_is_predicted_before_queueing(shop: Shop, tiny_packs: Path) -> None:
-    from engine.types import Request
-
-    page = shop.page
-    page.settings = Settings(page.settings.data_dir, backend="torch")
-    assert "GB of memory" in memory_words(page, Request("a", str(tiny_packs / "ternary"), 0, 64, 64))
-    assert memory_words(page, Request("a", "bonsai-ternary", 0, 64, 64)).startswith("bonsai-ternary is not installed")
+def test_memory_is_predicted_before_queueing(
+    shop: Shop, tiny_packs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Worker("torch", data_dir=shop.page.settings.data_dir)  # starts no process before the first picture
+    shop.page.jobs = jobs = SimpleNamespace(foresee=lambda request: engine.foresee(engine.complete(request)))
+    small = Request("a", str(tiny_packs / "ternary"), 0, 64, 64)
+    assert "GB of memory" in memory_words(jobs, small)
+    assert memory_words(jobs, Request("a", "bonsai-ternary", 0, 64, 64)).startswith("bonsai-ternary is not installed")
+    room = engine.foresee(engine.complete(small)) + (1 << 20)
+    monkeypatch.setattr(hardware, "available_bytes", lambda: room)
+    refused = memory_words(jobs, replace(small, width=1024, height=1024))
+    assert re.search(r"a 1024x1024 picture .* needs .* the largest size that fits is (\d+)x\1", refused)
+    monkeypatch.undo()
     assert shop.foresee(TAB, None) == {"foresee": ""}
     assert "GB of memory." in shop.foresee(TAB, Request("a", str(tiny_packs / "ternary"), 0, 64, 64))["foresee"]

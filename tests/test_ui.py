@@ -10,7 +10,7 @@ import pytest
 
 from engine import catalog
 from engine.prompt import unknown_words
-from engine.types import BadRequest
+from engine.types import BadRequest, Request
 from engine.worker import Worker
 from studio import library, models, page, views
 from studio.desk import Desk
@@ -27,6 +27,7 @@ from tests.serving import OFFERS
 STUDIO = Path(page.__file__).parent
 DEFAULTS = {
     "size": "64x64", "quality": "full", "seed": 3, "lock": True, "steps": 2, "model": "seedling-ternary", "base": 0,
+    "past": None,
 }  # fmt: skip
 
 
@@ -190,6 +191,52 @@ def test_reuse_restores_every_setting(desktop: Desktop) -> None:
         "prompt": "a red circle", "seed": 77, "steps": 3, "size": ("seedling-binary", "192x128"),
         "model": "seedling-binary", "base": image.revision,
     }  # fmt: skip
+
+
+def test_reuse_takes_the_noise_and_the_draft_along(desktop: Desktop) -> None:
+    image = desktop.make("a red circle")
+    varied = last(list(desktop.runs.operate(desktop.tab, "vary", image.id)), "stage")["a"]["id"]
+    refined = last(list(desktop.runs.operate(desktop.tab, "refine", varied)), "stage")["a"]["id"]
+    for id, said in ((varied, "1 variation mixed in"), (refined, "Drawn from its draft of 64 × 64")):
+        want = desktop.history.image(LOCAL, id).request
+        look = desktop.desk.reuse(desktop.tab, id)
+        assert look["unmix"].startswith(said[0].upper() + said[1:])
+        controls = {name: look.get(name, DEFAULTS[name]) for name in CONTROLS} | {"size": look["size"][1]}
+        assert desktop.runs.request(look["prompt"], controls) == want
+        other = desktop.runs.request("a blue circle", controls)
+        assert (other.prompt, other.variations) == ("a blue circle", want.variations)
+        assert other.draft is None or other.draft.prompt == "a blue circle"  # words go through the whole chain
+        fresh = desktop.runs.request(look["prompt"], controls | {"seed": 4})
+        assert (fresh.variations, fresh.draft, fresh.start) == ((), None, 0)
+    assert desktop.desk.reuse(desktop.tab, image.id)["past"] is None
+
+
+def test_four_new_seeds_leave_the_reused_noise_behind(desktop: Desktop) -> None:
+    image = desktop.make("a red circle")
+    varied = last(list(desktop.runs.operate(desktop.tab, "vary", image.id)), "stage")["a"]["id"]
+    past = desktop.desk.reuse(desktop.tab, varied)["past"]
+    desktop.run("a red circle", count=4, past=past)
+    assert all(not job.request.variations for job in desktop.history.jobs(LOCAL)[-4:])
+
+
+def test_what_memory_cannot_hold_is_refused_before_it_is_queued(
+    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_big(engine: Worker, request: Request) -> int:
+        raise BadRequest("a 64x64 picture needs 9.0 GB: the largest size that fits is 32x32")
+
+    monkeypatch.setattr(Worker, "foresee", too_big)
+    (look,) = desktop.run("a red circle")
+    assert look["progress"]["text"].endswith("the largest size that fits is 32x32.")
+    assert desktop.history.jobs(LOCAL) == ()
+
+
+def test_a_model_from_another_tab_is_in_the_list_within_a_tick(desktop: Desktop) -> None:
+    desktop.page.whole(desktop.tab, None)
+    assert "model" not in desktop.page.tick(desktop.tab)
+    desktop.page.offers["bonsai-new"] = OFFERS[2]
+    assert desktop.page.tick(desktop.tab)["grid_models"] is None
+    assert "model" not in desktop.page.tick(desktop.tab)
 
 
 def test_a_page_that_opens_is_as_it_was_left(desktop: Desktop) -> None:
