@@ -52,10 +52,11 @@ def _sizes_and_seed(board: Board, first: Offer) -> None:
         board.add("live", gr.Checkbox(False, label="Live", elem_id="live", min_width=0, scale=0, container=False))
         board.add("dice", gr.Button("⚄ New", elem_id="dice", min_width=0, scale=0))
     board.add("unmix", gr.Button("", elem_id="unmix", visible=False, min_width=0), _unmix)
-    with gr.Accordion("More", open=False, elem_id="more"):
+    with gr.Accordion("More", open=False, elem_id="more") as more:
         board.add("steps", gr.Slider(1, MAX_STEPS, first.steps, step=1, label="Steps", elem_id="steps"))
         board.add("facts", template("facts", board.page.facts(first.model), elem_id="facts"))
         board.add("foresee", gr.Markdown("", elem_id="foresee", elem_classes="soft"))
+    board.add("more", more)
     board.add("base", gr.Number(0, visible=False, precision=0))
     board.add("past", gr.JSON(None, visible=False))
 

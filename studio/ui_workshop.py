@@ -27,7 +27,7 @@ def lay_out(board: Board, shop: Shop) -> Any:
                 _grids(board)
             with gr.Tab("Templates"):
                 _templates(board)
-            with gr.Tab("Models"):
+            with gr.Tab("Models", render_children=True):  # else a template that changes unseen comes up empty
                 _models(board, shop)
             if not space.on_a_space():
                 with gr.Tab("Project and data") as storage:
@@ -167,6 +167,8 @@ def wire_live(board: Board, extras: Extras, shop: Shop) -> None:
         return shop.foresee(tab, extras.current("a", dict(zip(CONTROLS, values, strict=True))))
 
     changes = [part[name].change for name in ("size", "quality", "model")]
+    # gradio draws the fold's content when it opens, and a template that changed before comes up empty.
+    board.on(part["more"].expand, lambda tab, model: {"facts": board.page.facts(model)}, ["model"], outputs=["facts"])
     board.on(changes, foresee, CONTROLS, outputs=["foresee"], trigger_mode="always_last")
     board.on([part["prompt"].input, part["live"].input], typed, ["live", "prompt", "stage", *CONTROLS])
 
