@@ -6,31 +6,42 @@ The errors are kept (engine/products.py), so a pack is tried once.
 """
 
 from collections.abc import Mapping
-from weakref import ReferenceType, ref
+from functools import cached_property
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.products import BOUND
 from engine.torch_backend import int8
+from engine.torch_backend.kernels import Kernels
 from engine.torch_backend.linear import PackedLinear
+from engine.torch_backend.passes import TorchPasses
 
 SAMPLE = 32  # tokens of a call, spread evenly
 HOPELESS = 1e9  # an error that stands for everything larger
+ALL = slice(None)
 
 
 class Admission:
-    """The int8 twins of a model's packed layers, and what they share: scratch memory and the last quantised input."""
+    """The int8 twins of a model's packed layers, and what they share: the passes and scratch memory."""
 
-    def __init__(self, model: nn.Module, errors: Mapping[str, float] | None = None, bound: float = BOUND) -> None:
-        """Puts a twin before every packed layer that can have one. `errors` of an earlier trial make this one's."""
+    def __init__(
+        self,
+        model: nn.Module,
+        errors: Mapping[str, float] | None = None,
+        bound: float = BOUND,
+        passes: Kernels | None = None,
+    ) -> None:
+        """Puts a twin before every packed layer that can have one. `errors` of an earlier trial, with the same passes,
+        make this one's. Without compiled `passes` torch's are taken."""
         self.bound = bound
         self.trial = errors is None
         self.overtaken = False
         self.scratch = int8.Scratch()
+        self.passes: Kernels | TorchPasses = passes or TorchPasses(self.scratch)
         self.layers: dict[str, Int8Linear] = {}
-        self._input: ReferenceType[Tensor] | None = None
-        self._tokens: int8.Int8Tokens | None = None
         for name, layer in list(model.named_modules()):
             if isinstance(layer, PackedLinear) and foldable(layer):
                 parent, _, child = name.rpartition(".")
@@ -48,24 +59,38 @@ class Admission:
         overtaken, self.overtaken = self.overtaken, False
         return overtaken
 
-    def tokens(self, x: Tensor) -> int8.Int8Tokens:
-        """`x` [.., K] quantised; layers that are given the same tensor one after the other share the work."""
-        if self._tokens is None or self._input is None or self._input() is not x:
-            self._tokens = int8.quantize(x.reshape(-1, x.shape[-1]))
-            self._input = ref(x)
-        return self._tokens
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A float32 buffer that the next `take` of this name overwrites."""
+        return self.scratch.take(name, torch.Size(shape).numel(), torch.float32).view(shape)
+
+
+class Source:
+    """What one or several layers are given: rows x [M, K], and the same as int8 tokens, made when first asked for."""
+
+    def __init__(self, admission: Admission, x: Tensor) -> None:
+        self.admission = admission
+        self.x = x
+
+    def floats(self, wanted: Any = ALL) -> Tensor:
+        """All rows, or those of an index."""
+        return self.x[wanted]
+
+    @cached_property
+    def tokens(self) -> Any:
+        return self.admission.passes.quantize(self.x)
 
 
 class Int8Linear(nn.Module):
-    """A packed layer that multiplies as bytes as long as its error allows it."""
+    """A packed layer that multiplies as bytes as long as its error allows it. `rows`: only some of its outputs."""
 
     def __init__(self, plain: PackedLinear, admission: Admission) -> None:
         super().__init__()
         self.plain = plain
-        self.weights = int8.weights(plain.weight, plain.scales, plain.bits)
+        self.outputs = len(plain.weight)
         self.error = 0.0
         self.served = False
         self._admission = admission
+        self._weights: Any = admission.passes.weights(plain)
 
     @property
     def admitted(self) -> bool:
@@ -73,27 +98,56 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., K] -> [.., N]."""
-        admission = self._admission
-        if admission.trial and self.admitted:
-            self._try(x)
-        if not self.admitted:
-            return self.plain(x)
-        self.served = True
-        out = int8.multiply(admission.tokens(x), self.weights, x.dtype, admission.scratch)
-        return out.view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.empty(len(rows), self.outputs)
+        self.put(Source(self._admission, rows), out)
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
 
-    def _try(self, x: Tensor) -> None:
-        tokens = x.reshape(-1, x.shape[-1])
-        tokens = tokens[torch.linspace(0, len(tokens) - 1, min(SAMPLE, len(tokens))).long()]
-        plain = self.plain(tokens).float()
-        off = int8.multiply(int8.quantize(tokens), self.weights, torch.float32, self._admission.scratch) - plain
-        error = (off.norm() / plain.norm().clamp_min(int8.TINY)).item()
+    def put(self, source: Source, out: Tensor, rows: slice = ALL) -> None:
+        """out [M, n] = product."""
+        if self._bears(source):
+            self._admission.passes.multiply(source.tokens, self._weights.rows(rows), out)
+        else:
+            out.copy_(self._plainly(source.floats(), rows))
+
+    def gate_to(self, source: Source, out: Tensor, rows: slice = ALL) -> None:
+        """out [M, n / 2] = SwiGLU of the product."""
+        if self._bears(source):
+            self._admission.passes.gate(source.tokens, self._weights.rows(rows), out)
+        else:
+            gate, value = self._plainly(source.floats(), rows).chunk(2, dim=-1)
+            out.copy_(F.silu(gate).mul_(value))
+
+    def add_to(self, out: Tensor, source: Source, gate: Tensor) -> None:
+        """out [M, N] += gate * product."""
+        if self._bears(source):
+            self._admission.passes.add(source.tokens, self._weights, gate.flatten(), out)
+        else:
+            out.addcmul_(self._plainly(source.floats()), gate.flatten())
+
+    def _bears(self, source: Source) -> bool:
+        """Whether this product is made of bytes."""
+        if self._admission.trial and self.admitted:
+            self._try(source)
+        self.served |= self.admitted
+        return self.admitted
+
+    def _plainly(self, x: Tensor, rows: slice = ALL) -> Tensor:
+        return self.plain(x.to(self.plain.dtype), rows)
+
+    def _try(self, source: Source) -> None:
+        count = len(source.x)
+        tokens = source.floats(torch.linspace(0, count - 1, min(SAMPLE, count)).long())
+        passes, plain = self._admission.passes, self._plainly(tokens).float()
+        off = torch.empty_like(plain)
+        passes.multiply(passes.quantize(tokens), self._weights, off)
+        error = (off.sub_(plain).norm() / plain.norm().clamp_min(int8.TINY)).item()
         self.error = max(self.error, error if error < HOPELESS else HOPELESS)  # what isn't a number is hopeless too
         self._admission.overtaken |= self.served and not self.admitted
 
 
 def foldable(layer: PackedLinear) -> bool:
-    """Whether int8.weights can hold the layer: one or two bits, on a CPU, and biases that follow from the scales."""
+    """Whether the passes can hold the layer: one or two bits, on a CPU, and biases that follow from the scales."""
     if layer.centre is None or layer.weight.device.type != "cpu":
         return False
     return layer.features // layer.scales.shape[1] % 8 == 0

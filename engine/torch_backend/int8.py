@@ -30,6 +30,9 @@ class Int8Weights(NamedTuple):
     factors: Tensor  # int8 [N, K / group_size]
     steps: Tensor  # float32 [N]: what one unit of a row's int8 weights is worth
 
+    def rows(self, wanted: slice) -> "Int8Weights":
+        return Int8Weights(self.words[wanted], self.bits, self.factors[wanted], self.steps[wanted])
+
 
 class Int8Tokens(NamedTuple):
     values: Tensor  # int8 [M, K]
@@ -62,28 +65,28 @@ def weights(codes: Tensor, scales: Tensor, bits: int) -> Int8Weights:
 
 def quantize(x: Tensor) -> Int8Tokens:
     """Float activations [M, K] -> int8, each token in steps of its own. What isn't finite gives nonsense."""
-    values, steps = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    tokens = Int8Tokens(torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1))
     for start in range(0, len(x), TOKENS):
         rows = slice(start, start + TOKENS)
-        block, step = x[rows].float(), steps[rows]
-        torch.maximum(block.amax(1, keepdim=True), block.amin(1, keepdim=True).neg_(), out=step)
-        step.clamp_min_(TINY).div_(STEPS)
-        values[rows] = (block * step.reciprocal()).round_()
-    return Int8Tokens(values, steps)
+        quantize_into(x[rows], tokens, rows)
+    return tokens
 
 
-def multiply(x: Int8Tokens, w: Int8Weights, dtype: torch.dtype, scratch: Scratch) -> Tensor:
-    """[M, K] tokens times N rows -> [M, N] in `dtype`."""
-    count, outputs = len(x.values), len(w.words)
-    out = torch.empty(count, outputs, dtype=dtype)
-    for start in range(0, outputs, TILE):
-        rows = slice(start, min(start + TILE, outputs))
-        tile = expand(w, rows, scratch)
-        sums = scratch.take("sums", count * len(tile), torch.int32).view(count, len(tile))
-        torch._int_mm(x.values, tile.t(), out=sums)
-        # three passes in place: one pass of torch.mul over integers and floats takes longer than all of them
-        out[:, rows].copy_(sums).mul_(x.steps).mul_(w.steps[rows])
-    return out
+def quantize_into(x: Tensor, tokens: Int8Tokens, rows: slice) -> None:
+    """A few tokens [n, K] become `rows` of `tokens`."""
+    block, step = x.float(), tokens.steps[rows]
+    torch.maximum(block.amax(1, keepdim=True), block.amin(1, keepdim=True).neg_(), out=step)
+    step.clamp_min_(TINY).div_(STEPS)
+    tokens.values[rows] = (block * step.reciprocal()).round_()
+
+
+def multiply_into(x: Int8Tokens, w: Int8Weights, rows: slice, out: Tensor, scratch: Scratch) -> None:
+    """[M, K] tokens times some rows of the weights -> out [M, n] float32."""
+    tile = expand(w, rows, scratch)
+    sums = scratch.take("sums", len(x.values) * len(tile), torch.int32).view(len(x.values), len(tile))
+    torch._int_mm(x.values, tile.t(), out=sums)
+    # three passes in place: one pass of torch.mul over integers and floats takes longer than all of them
+    out.copy_(sums).mul_(x.steps).mul_(w.steps[rows])
 
 
 def expand(w: Int8Weights, rows: slice, scratch: Scratch) -> Tensor:

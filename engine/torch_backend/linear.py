@@ -71,17 +71,18 @@ class RowBlocks(nn.Module):
         """[n, K] in the number format computed with."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[.., K] -> [.., N]. Expanded rows live for their own product only."""
-        count = self.weight.shape[0]
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[.., K] -> [.., N], or the outputs `rows` alone. Expanded rows live for their own product only."""
+        first, last, _ = rows.indices(self.weight.shape[0])
+        count = last - first
         step = max(1, BLOCK // self.features) if x.device.type == "cpu" else count
         if count <= step:
-            return F.linear(x, self.rows(slice(None)))
+            return F.linear(x, self.rows(rows))
         flat = x.reshape(-1, self.features)
         out = x.new_empty(flat.shape[0], count)
         for start in range(0, count, step):
-            wanted = slice(start, start + step)
-            out[:, wanted] = F.linear(flat, self.rows(wanted))
+            stop = min(start + step, count)
+            out[:, start:stop] = F.linear(flat, self.rows(slice(first + start, first + stop)))
         return out.view(*x.shape[:-1], count)
 
 

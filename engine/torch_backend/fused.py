@@ -1,0 +1,166 @@
+"""The transformer's blocks with their packed layers as bytes, in as few passes as possible from product to product.
+
+What transformer.py says a block computes is computed here in another order: norm, modulation and quantisation are one
+pass, products end in SwiGLU or in the residual stream instead of in a tensor of their own, and whatever is big lies in
+buffers that the next block uses again. Activations are float32; the attention runs in the model's number format.
+
+Bytes a token for width D and feed-forward width M (the 4B model: D 3,072, M 9,216), at most at a time, in a single
+block: queries, keys and values 12 D, what the output layer is given 4 (D + M), its tokens as bytes D + M, turned
+queries and keys and what the attention returns 12 D, the residual stream before and after 8 D. Together 160 kB, where
+transformer.py takes 258 kB. torch's passes add 15 kB: integer sums, weights and a tile of outputs.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.torch_backend.admission import Admission, Int8Linear, Source
+from engine.torch_backend.linear import RowBlocks
+from engine.torch_backend.transformer import (
+    Flux2FeedForward,
+    Flux2SingleTransformerBlock,
+    Flux2Transformer2DModel,
+    Flux2TransformerBlock,
+    Modulation,
+    Rotary,
+    attention,
+    modulate,
+)
+
+
+def install(transformer: Flux2Transformer2DModel, admission: Admission) -> None:
+    """Give every block whose layers all have int8 twins the forward pass of this file."""
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        run = double_block if isinstance(block, Flux2TransformerBlock) else single_block
+        if all(isinstance(layer, Int8Linear) for layer in layers(block)):
+            setattr(block, "forward", partial(run, block, admission))  # noqa: B010, mypy allows no other way
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The linear layers in a module, a twin in place of what it stands before."""
+    found = []
+    for child in module.children():
+        known = isinstance(child, Int8Linear | RowBlocks | nn.Linear)
+        found += [child] if known else layers(child)
+    return found
+
+
+class Modulated(Source):
+    """(1 + scale) * norm(x) + shift of rows x [M, D], which must not change before `tokens` was read."""
+
+    def __init__(self, admission: Admission, x: Tensor, norm: nn.LayerNorm, modulation: Modulation) -> None:
+        super().__init__(admission, x)
+        self.norm = norm
+        self.modulation = modulation
+
+    def floats(self, wanted: Any = slice(None)) -> Tensor:
+        return modulate(self.norm, self.x[wanted][None], self.modulation)[0]
+
+    @cached_property
+    def tokens(self) -> Any:
+        return self.admission.passes.modulate(self.x, self.modulation, self.norm.eps)
+
+
+def double_block(
+    block: Flux2TransformerBlock,
+    admission: Admission,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    mod_img: tuple[Modulation, ...],
+    mod_txt: tuple[Modulation, ...],
+    rotary: Rotary,
+) -> tuple[Tensor, Tensor]:
+    """See Flux2TransformerBlock.forward."""
+    (img_attn, img_ff), (txt_attn, txt_ff) = mod_img, mod_txt
+    attn, length = block.attn, encoder_hidden_states.shape[1]
+    image, text = stream(hidden_states), stream(encoder_hidden_states)
+    joint = admission.take("joint", 3, len(hidden_states), length + hidden_states.shape[1], image.shape[1])
+    angles = [Rotary(*parts) for parts in zip(*(each.tensor_split([length]) for each in rotary), strict=True)]
+
+    source = Modulated(admission, text, block.norm1_context, txt_attn)
+    norms = (attn.norm_added_q, attn.norm_added_k)
+    project(source, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), norms, angles[0], joint[:, :, :length])
+    source = Modulated(admission, image, block.norm1, img_attn)
+    project(source, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), angles[1], joint[:, :, length:])
+    out = attend(*joint, attn.head_dim, hidden_states.dtype)
+    text_out, image_out = (part.reshape(-1, out.shape[-1]) for part in out.tensor_split([length], dim=1))
+    twin(attn.to_add_out).add_to(text, Source(admission, text_out), txt_attn.gate)
+    twin(attn.to_out[0]).add_to(image, Source(admission, image_out), img_attn.gate)
+
+    feed(block.ff, Modulated(admission, image, block.norm2, img_ff), image, img_ff.gate)
+    feed(block.ff_context, Modulated(admission, text, block.norm2_context, txt_ff), text, txt_ff.gate)
+    return back(image, hidden_states), back(text, encoder_hidden_states)
+
+
+def single_block(
+    block: Flux2SingleTransformerBlock,
+    admission: Admission,
+    hidden_states: Tensor,
+    mod: tuple[Modulation, ...],
+    rotary: Rotary,
+) -> Tensor:
+    """See Flux2SingleTransformerBlock.forward."""
+    (single,) = mod
+    attn, dim = block.attn, block.attn.inner_dim
+    hidden = stream(hidden_states)
+    rows, proj = len(hidden), twin(attn.to_qkv_mlp_proj)
+    source = Modulated(admission, hidden, block.norm, single)
+    projected, wide = admission.take("projected", rows, 3 * dim), admission.take("wide", rows, dim + attn.mlp_hidden_dim)
+    proj.put(source, projected, slice(0, 3 * dim))
+    proj.gate_to(source, wide[:, dim:], slice(3 * dim, None))
+
+    joint = admission.take("joint", 3, *hidden_states.shape)
+    place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
+    wide[:, :dim] = attend(*joint, attn.head_dim, hidden_states.dtype).view(rows, dim)
+    twin(attn.to_out).add_to(hidden, Source(admission, wide), single.gate)
+    return back(hidden, hidden_states)
+
+
+def project(source: Source, layers: Sequence[nn.Module], norms: Sequence[nn.Module], rotary: Rotary, out: Tensor) -> None:
+    """Queries, keys and values of one stream, normed and turned, into their part of out [3, B, tokens, D]."""
+    dim = out.shape[-1]
+    projected = source.admission.take("projected", len(source.x), 3 * dim)
+    for number, layer in enumerate(layers):
+        twin(layer).put(source, projected[:, number * dim : (number + 1) * dim])
+    place(source.admission, projected, norms, rotary, out)
+
+
+def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
+    """Rows [B * tokens, 3 D] of queries, keys and values: the first two normed and turned, into out [3, B, tokens, D]."""
+    _, batch, _, dim = out.shape
+    parts = projected.view(batch, -1, 3, dim)
+    for number, norm in enumerate(norms):
+        for x, place in zip(parts[:, :, number], out[number], strict=True):
+            heads = (-1, len(norm.weight))
+            admission.passes.turn(x.unflatten(1, heads), norm.weight, norm.eps, rotary, place.unflatten(1, heads))
+    out[2] = parts[:, :, 2]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Three [B, T, D] -> [B, T, D] float32, computed in `dtype`."""
+    return attention(*(part.unflatten(-1, (-1, head_dim)).to(dtype) for part in (query, key, value))).float()
+
+
+def feed(ff: Flux2FeedForward, source: Source, hidden: Tensor, gate: Tensor) -> None:
+    """hidden += gate * feed-forward(source)."""
+    admission, layer = source.admission, twin(ff.linear_in)
+    wide = admission.take("wide", len(hidden), layer.outputs // 2)
+    layer.gate_to(source, wide)
+    twin(ff.linear_out).add_to(hidden, Source(admission, wide), gate)
+
+
+def stream(x: Tensor) -> Tensor:
+    """[B, T, D] -> rows [B * T, D] in float32, a copy: what a block is given may be somebody's memory."""
+    return x.flatten(0, 1).to(torch.float32, copy=True)
+
+
+def back(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.view_as(like).to(like.dtype)
+
+
+def twin(layer: nn.Module) -> Int8Linear:
+    assert isinstance(layer, Int8Linear)  # `install` saw to it
+    return layer

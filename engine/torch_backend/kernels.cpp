@@ -1,0 +1,291 @@
+// The passes of a transformer block over int8 tokens and 1- or 2-bit weights, for x86 processors with AVX-512 VNNI.
+//
+// kernels.py builds this file, checks it against torch and calls it through ctypes. Every function works on a range of
+// its rows, panels or strips, so that threads share the work by taking ranges; none keeps or allocates anything shared.
+//
+// A weight is (code + centre) * scale, with one scale for each `group` inputs of an output. The sums of codes times
+// int8 values are exact; each group's sum is scaled in float32 by the weight's scale and by the token's step in this
+// group. So what is rounded is the activations alone, to 127 steps of the largest of their token and group.
+//
+// Shapes: M tokens, K inputs, N outputs, G = K / group.
+//   panel   PANEL tokens side by side, as the product reads them. values [K / 4][PANEL][4], steps and offsets
+//           [G][PANEL]; an offset is minus the sum of the group's values, which stands for the codes' centre.
+//   strip   STRIP outputs side by side. codes [K / 4][STRIP][4], expanded for BLOCK inputs at a time.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+namespace {
+
+constexpr long PANEL = 6;     // 6 x 4 registers of sums, 4 of codes and one of values: 29 of 32
+constexpr long LANES = 16;    // 32-bit numbers in a register
+constexpr long STRIP = 64;    // four registers
+constexpr long BLOCK = 512;   // inputs whose expanded codes, 32 kB, stay in the first-level cache beside the tokens
+constexpr long PANELS = 256;  // of sums at a time, 384 kB: they stay in the second-level cache
+constexpr float STEPS = 127;
+
+template <class T> struct Free { void operator()(T* p) const { std::free(p); } };
+template <class T> using Buffer = std::unique_ptr<T[], Free<T>>;
+template <class T> Buffer<T> buffer(long count) {
+    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+}
+
+// A row of floats becomes row `r` of a panel.
+void quantize_row(const float* x, long inputs, long group, long r, int8_t* values, float* steps, int32_t* offsets) {
+    for (long g = 0; g < inputs / group; ++g, x += group, values += group * PANEL) {
+        float largest = 0;
+#pragma omp simd reduction(max : largest)
+        for (long k = 0; k < group; ++k) largest = std::max(largest, std::fabs(x[k]));
+        float inverse = largest > 0 ? STEPS / largest : 0;
+        int32_t sum = 0;
+        for (long k = 0; k < group; k += LANES) {
+            __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + k), _mm512_set1_ps(inverse)));
+            sum += _mm512_reduce_add_epi32(rounded);
+            alignas(16) int32_t quads[4];
+            _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtsepi32_epi8(rounded));
+            for (long q = 0; q < 4; ++q) std::memcpy(values + ((k / 4 + q) * PANEL + r) * 4, &quads[q], 4);
+        }
+        steps[g * PANEL + r] = largest / STEPS;
+        offsets[g * PANEL + r] = -sum;
+    }
+}
+
+void empty_row(long inputs, long group, long r, int8_t* values, float* steps, int32_t* offsets) {
+    for (long q = 0; q < inputs / 4; ++q) std::memset(values + (q * PANEL + r) * 4, 0, 4);
+    for (long g = 0; g < inputs / group; ++g) steps[g * PANEL + r] = 0, offsets[g * PANEL + r] = 0;
+}
+
+// The lowest four codes of 16 words -> the four bytes of 16 lanes, by halving twice: four codes to two pairs, pairs to
+// bytes. One bit becomes 0 or 2, so that the centre is -1 for both widths.
+template <int BITS> __m512i spread(__m512i words) {
+    constexpr int PAIR = (1 << 2 * BITS) - 1, ONE = (1 << BITS) - 1;
+    const __m512i low = _mm512_set1_epi32(PAIR), high = _mm512_set1_epi32(PAIR << 16);
+    __m512i pairs = (words & low) | (_mm512_slli_epi32(words, 16 - 2 * BITS) & high);
+    __m512i bytes = (pairs | _mm512_slli_epi32(pairs, 8 - BITS)) & _mm512_set1_epi32(ONE * 0x01010101);
+    return BITS == 1 ? _mm512_slli_epi32(bytes, 1) : bytes;
+}
+
+// `inputs` of the codes of `columns` outputs, whose rows lie `stride` bytes apart, as a strip. Outputs that do not exist
+// repeat the last one.
+template <int BITS> void expand(const uint8_t* codes, long stride, long columns, long inputs, __m512i* strip) {
+    constexpr long WORD = 32 / BITS;  // codes
+    for (long c = 0; c < STRIP / LANES; ++c) {
+        alignas(64) int32_t rows[LANES];
+        for (long n = 0; n < LANES; ++n) rows[n] = static_cast<int32_t>(std::min(c * LANES + n, columns - 1) * stride);
+        __m512i index = _mm512_load_si512(rows);
+        for (long k = 0; k < inputs; k += WORD) {
+            __m512i words = _mm512_i32gather_epi32(index, codes + k * BITS / 8, 1);
+            for (long q = 0; q < WORD / 4; ++q, words = _mm512_srli_epi32(words, 4 * BITS))
+                strip[(k / 4 + q) * (STRIP / LANES) + c] = spread<BITS>(words);
+        }
+    }
+}
+
+// sums + four products of unsigned and signed bytes in each lane. Written out, because GCC 12 spills all the sums
+// around its own intrinsic, which takes three times as long.
+inline __m512i dot(__m512i sums, __m512i codes, __m512i values) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(values));
+    return sums;
+}
+
+// One group of inputs of a panel times a strip, scaled and put or added to out [PANEL][STRIP].
+inline void multiply(const int8_t* values, const float* steps, const int32_t* offsets, const __m512i* codes,
+                     const float* scales, long group, bool first, float* out) {
+    constexpr long WIDE = STRIP / LANES;
+    __m512i sums[PANEL][WIDE];
+#pragma GCC unroll 6
+    for (long r = 0; r < PANEL; ++r)
+#pragma GCC unroll 4
+        for (long c = 0; c < WIDE; ++c) sums[r][c] = _mm512_set1_epi32(offsets[r]);
+    for (long q = 0; q < group / 4; ++q, codes += WIDE, values += 4 * PANEL)
+#pragma GCC unroll 6
+        for (long r = 0; r < PANEL; ++r) {
+            int32_t quad;
+            std::memcpy(&quad, values + 4 * r, 4);
+            __m512i four = _mm512_set1_epi32(quad);
+#pragma GCC unroll 4
+            for (long c = 0; c < WIDE; ++c) sums[r][c] = dot(sums[r][c], codes[c], four);
+        }
+#pragma GCC unroll 6
+    for (long r = 0; r < PANEL; ++r)
+#pragma GCC unroll 4
+        for (long c = 0; c < WIDE; ++c, out += LANES) {
+            __m512 scale = _mm512_mul_ps(_mm512_set1_ps(steps[r]), _mm512_load_ps(scales + c * LANES));
+            __m512 before = first ? _mm512_setzero_ps() : _mm512_load_ps(out);
+            _mm512_store_ps(out, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[r][c]), before));
+        }
+}
+
+struct Tokens {
+    const int8_t* values;
+    const float* steps;
+    const int32_t* offsets;
+    long count, inputs, group;
+};
+
+struct Weights {
+    const uint8_t* codes;  // [N][K * bits / 8]
+    const float* scales;   // [N][G]
+    long outputs;
+    int bits;
+};
+
+// Panels [first, last) times the `columns` outputs from `output` on -> sums [panels * PANEL][STRIP].
+template <int BITS>
+void strip_of(const Tokens& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
+    const long groups = x.inputs / x.group, bytes = x.inputs * BITS / 8, block = std::max(BLOCK / x.group, 1L) * x.group;
+    auto codes = buffer<__m512i>(block * STRIP / 64);
+    auto scales = buffer<float>(groups * STRIP);
+    for (long g = 0; g < groups; ++g)
+        for (long n = 0; n < STRIP; ++n)
+            scales[g * STRIP + n] = w.scales[(output + std::min(n, columns - 1)) * groups + g] * (BITS / 2.f);
+    for (long start = 0; start < x.inputs; start += block) {
+        const long inputs = std::min(block, x.inputs - start);
+        expand<BITS>(w.codes + output * bytes + start * BITS / 8, bytes, columns, inputs, codes.get());
+        for (long p = first; p < last; ++p)
+            for (long k = 0; k < inputs; k += x.group) {
+                const long g = (start + k) / x.group, at = (p * groups + g) * PANEL;
+                multiply(x.values + at * x.group, x.steps + at, x.offsets + at, codes.get() + k / 4 * (STRIP / LANES),
+                         scales.get() + g * STRIP, x.group, g == 0, sums + (p - first) * PANEL * STRIP);
+            }
+    }
+}
+
+void strip_of(const Tokens& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
+    if (w.bits == 1) return strip_of<1>(x, w, output, columns, first, last, sums);
+    strip_of<2>(x, w, output, columns, first, last, sums);
+}
+
+// x / (1 + exp(-x)), to 1e-6 of its value; exp(r * ln 2) as a power of two times a polynomial, so that loops vectorise.
+inline float silu(float x) {
+    float power = std::min(std::max(x * -1.44269504f, -126.f), 126.f), whole = std::nearbyint(power);
+    float r = (power - whole) * 0.693147181f;
+    float e = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
+    int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+    float two;
+    std::memcpy(&two, &bits, 4);
+    return x / (1 + e * two);
+}
+
+}  // namespace
+
+extern "C" {
+
+long panel_tokens() { return PANEL; }
+long strip_outputs() { return STRIP; }
+
+// Panels [first, last) of x [M, K], rows `stride` floats apart.
+void quantize(const float* x, long stride, long count, long inputs, long group, long first, long last, int8_t* values,
+              float* steps, int32_t* offsets) {
+    const long scales = inputs / group * PANEL;
+    for (long p = first; p < last; ++p)
+        for (long r = 0; r < PANEL; ++r) {
+            auto row = p * PANEL + r < count ? x + (p * PANEL + r) * stride : nullptr;
+            auto v = values + p * PANEL * inputs;
+            if (row) quantize_row(row, inputs, group, r, v, steps + p * scales, offsets + p * scales);
+            else empty_row(inputs, group, r, v, steps + p * scales, offsets + p * scales);
+        }
+}
+
+// The same of (1 + scale) * (x - mean) / deviation + shift, each token with its own mean and deviation.
+void modulate(const float* x, long stride, const float* scale, const float* shift, float eps, long count, long inputs,
+              long group, long first, long last, int8_t* values, float* steps, int32_t* offsets) {
+    const long scales = inputs / group * PANEL;
+    auto row = buffer<float>(inputs);
+    for (long p = first; p < last; ++p)
+        for (long r = 0; r < PANEL; ++r) {
+            auto v = values + p * PANEL * inputs;
+            if (p * PANEL + r >= count) {
+                empty_row(inputs, group, r, v, steps + p * scales, offsets + p * scales);
+                continue;
+            }
+            const float* in = x + (p * PANEL + r) * stride;
+            float sum = 0, squares = 0, *out = row.get();
+#pragma omp simd reduction(+ : sum)
+            for (long k = 0; k < inputs; ++k) sum += in[k];
+            const float mean = sum / inputs;
+#pragma omp simd reduction(+ : squares)
+            for (long k = 0; k < inputs; ++k) squares += (in[k] - mean) * (in[k] - mean);
+            const float inverse = 1 / std::sqrt(squares / inputs + eps);
+#pragma omp simd
+            for (long k = 0; k < inputs; ++k) out[k] = (1 + scale[k]) * ((in[k] - mean) * inverse) + shift[k];
+            quantize_row(out, inputs, group, r, v, steps + p * scales, offsets + p * scales);
+        }
+}
+
+// Strips [first, last) of the product of `count` tokens and N outputs, into rows of `out` that lie `stride` apart.
+// `gate` null: out = product; else out += gate * product.
+void product(const int8_t* values, const float* steps, const int32_t* offsets, long count, long inputs, long group,
+             const uint8_t* codes, const float* scales, long outputs, int bits, long first, long last,
+             const float* gate, float* out, long stride) {
+    const Tokens x{values, steps, offsets, count, inputs, group};
+    const Weights w{codes, scales, outputs, bits};
+    const long panels = (count + PANEL - 1) / PANEL;
+    auto sums = buffer<float>(std::min(panels, PANELS) * PANEL * STRIP);
+    for (long p = 0; p < panels; p += PANELS)
+        for (long n = first * STRIP; n < std::min(last * STRIP, outputs); n += STRIP) {
+            const long columns = std::min(STRIP, outputs - n), end = std::min(p + PANELS, panels);
+            strip_of(x, w, n, columns, p, end, sums.get());
+            for (long m = p * PANEL; m < std::min(end * PANEL, count); ++m) {
+                const float* in = sums.get() + (m - p * PANEL) * STRIP;
+                float* to = out + m * stride + n;
+                if (gate)
+#pragma omp simd
+                    for (long c = 0; c < columns; ++c) to[c] += gate[n + c] * in[c];
+                else
+                    std::memcpy(to, in, columns * sizeof(float));
+            }
+        }
+}
+
+// The same of a layer that ends in SwiGLU: out = silu(first half of the outputs) * second half.
+void gated(const int8_t* values, const float* steps, const int32_t* offsets, long count, long inputs, long group,
+           const uint8_t* codes, const float* scales, long outputs, int bits, long first, long last, float* out,
+           long stride) {
+    const Tokens x{values, steps, offsets, count, inputs, group};
+    const Weights w{codes, scales, outputs, bits};
+    const long panels = (count + PANEL - 1) / PANEL, half = outputs / 2, most = std::min(panels, PANELS) * PANEL;
+    auto sums = buffer<float>(2 * most * STRIP);
+    float *gates = sums.get(), *others = gates + most * STRIP;
+    for (long p = 0; p < panels; p += PANELS)
+        for (long n = first * STRIP; n < std::min(last * STRIP, half); n += STRIP) {
+            const long columns = std::min(STRIP, half - n), end = std::min(p + PANELS, panels);
+            strip_of(x, w, n, columns, p, end, gates);
+            strip_of(x, w, half + n, columns, p, end, others);
+            for (long m = p * PANEL; m < std::min(end * PANEL, count); ++m) {
+                const long at = (m - p * PANEL) * STRIP;
+                float* to = out + m * stride + n;
+#pragma omp simd
+                for (long c = 0; c < columns; ++c) to[c] = silu(gates[at + c]) * others[at + c];
+            }
+        }
+}
+
+// Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.
+// x and out [M][heads][size], tokens `stride` and `out_stride` floats apart; cos and sin [M][size / 2].
+void turn(const float* x, long stride, const float* weight, float eps, const float* cos, const float* sin, long heads,
+          long size, long first, long last, float* out, long out_stride) {
+    const long half = size / 2;
+    for (long m = first; m < last; ++m)
+        for (long h = 0; h < heads; ++h) {
+            const float *in = x + m * stride + h * size, *c = cos + m * half, *s = sin + m * half;
+            float squares = 0, *to = out + m * out_stride + h * size;
+#pragma omp simd reduction(+ : squares)
+            for (long k = 0; k < size; ++k) squares += in[k] * in[k];
+            const float inverse = 1 / std::sqrt(squares / size + eps);
+#pragma omp simd
+            for (long k = 0; k < half; ++k) {
+                const float a = in[2 * k] * inverse * weight[2 * k], b = in[2 * k + 1] * inverse * weight[2 * k + 1];
+                to[2 * k] = a * c[k] - b * s[k];
+                to[2 * k + 1] = b * c[k] + a * s[k];
+            }
+        }
+}
+
+}  // extern "C"

@@ -1,0 +1,275 @@
+"""The passes of passes.py compiled from kernels.cpp: built once on a machine with a C++ compiler, then loaded.
+
+The library lies in a folder of the caller's, under a name made of the source, the compiler and the processor, so that a
+change of any of them builds another one. Before it is used it has to agree with torch (`_check`); whatever goes wrong
+on the way is a sentence, and whoever asked takes torch's passes instead. Nothing is built or loaded by importing this.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.hardware import Hardware
+from engine.torch_backend.int8 import Scratch
+from engine.torch_backend.linear import PackedLinear, expand
+from engine.torch_backend.passes import TorchPasses
+from engine.torch_backend.transformer import Modulation, Rotary, apply_rotary_emb
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = "-std=c++17 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -shared -fPIC".split()
+PATIENCE = 120  # seconds for the compiler: it takes one or two
+SHARES = 4  # of the work for each thread, so that one that is interrupted holds nobody up for long
+AGREE = 1e-3  # |ours - exact| / |exact| of a whole pass; what quantising rounds away is not counted
+
+
+class Unavailable(Exception):
+    """Why there are no compiled passes here, as the second half of a sentence."""
+
+
+class Panels(NamedTuple):
+    """Quantised tokens as the product reads them; see kernels.cpp."""
+
+    values: Tensor  # int8
+    steps: Tensor  # float32
+    offsets: Tensor  # int32
+    count: int
+    inputs: int
+
+
+class Codes(NamedTuple):
+    """A packed layer, or some of its rows, as it lies in the file."""
+
+    codes: Tensor  # uint8 [N, K * bits / 8]
+    scales: Tensor  # [N, K / group]
+    bits: int
+
+    def rows(self, wanted: slice) -> "Codes":
+        return Codes(self.codes[wanted], self.scales[wanted], self.bits)
+
+
+class Kernels:
+    """See TorchPasses for what each method does. Codes and scales are exact here, and a token has a step of its own for
+    every group of its inputs: only that rounding is left. Nothing of a layer is kept: codes and scales are read where
+    they lie. Tokens take 1 byte and 8 bytes a group for each input, and a thread 0.8 MB of sums at most."""
+
+    name = "compiled"
+
+    def __init__(self, library: ctypes.CDLL, group: int, threads: int) -> None:
+        self._library = library
+        self._group = group
+        self._panel, self._strip = library.panel_tokens(), library.strip_outputs()
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
+
+    def weights(self, layer: PackedLinear) -> Codes:
+        return Codes(layer.weight, layer.scales, layer.bits)
+
+    def quantize(self, x: Tensor) -> Panels:
+        x = _floats(x)
+        tokens = self._empty(*x.shape)
+        self._each(
+            self._panels(len(x)), self._library.quantize,
+            (_at(x), x.stride(0), len(x), x.shape[1], self._group), tuple(map(_at, tokens[:3])),
+        )  # fmt: skip
+        return tokens
+
+    def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Panels:
+        x, scale, shift = _floats(x), _floats(modulation.scale.view(-1)), _floats(modulation.shift.view(-1))
+        tokens = self._empty(*x.shape)
+        self._each(
+            self._panels(len(x)), self._library.modulate,
+            (_at(x), x.stride(0), _at(scale), _at(shift), eps, len(x), x.shape[1], self._group),
+            tuple(map(_at, tokens[:3])),
+        )  # fmt: skip
+        return tokens
+
+    def multiply(self, x: Panels, w: Codes, out: Tensor) -> None:
+        self._product(self._library.product, x, w, len(w.codes), (None, _at(out), out.stride(0)))
+
+    def gate(self, x: Panels, w: Codes, out: Tensor) -> None:
+        self._product(self._library.gated, x, w, len(w.codes) // 2, (_at(out), out.stride(0)))
+
+    def add(self, x: Panels, w: Codes, gate: Tensor, out: Tensor) -> None:
+        gate = _floats(gate)
+        self._product(self._library.product, x, w, len(w.codes), (_at(gate), _at(out), out.stride(0)))
+
+    def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
+        weight = _floats(weight)
+        self._each(
+            len(x), self._library.turn,
+            (_at(x), x.stride(0), _at(weight), eps, _at(rotary.cos), _at(rotary.sin), *x.shape[1:]),
+            (_at(out), out.stride(0)),
+        )  # fmt: skip
+
+    def _product(self, run: Callable[..., None], x: Panels, w: Codes, outputs: int, result: tuple[Any, ...]) -> None:
+        scales = w.scales.float().contiguous()
+        layer = (_at(w.codes), _at(scales), len(w.codes), w.bits)
+        tokens = (*map(_at, x[:3]), x.count, x.inputs, self._group)
+        self._each(-(-outputs // self._strip), run, (*tokens, *layer), result)
+
+    def _each(self, count: int, run: Callable[..., None], before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
+        """`run` on `count` rows, panels or strips, shared among the threads; ctypes lets go of Python meanwhile."""
+        if self._pool is None:
+            run(*before, 0, count, *after)
+            return
+        share = -(-count // (self._threads * SHARES))
+        starts = range(0, count, share)
+        list(self._pool.map(lambda start: run(*before, start, min(start + share, count), *after), starts))
+
+    def _panels(self, tokens: int) -> int:
+        return -(-tokens // self._panel)
+
+    def _empty(self, count: int, inputs: int) -> Panels:
+        rows = self._panels(count) * self._panel
+        steps = rows * inputs // self._group
+        return Panels(
+            torch.empty(rows * inputs, dtype=torch.int8), torch.empty(steps), torch.empty(steps, dtype=torch.int32),
+            count, inputs,
+        )  # fmt: skip
+
+
+def load(folder: Path, hardware: Hardware, group: int) -> Kernels:
+    """The compiled passes for layers of `group` inputs a scale, built into `folder` if need be.
+
+    Raises Unavailable with the reason where they can't be had.
+    """
+    if sys.platform != "linux" or "avx512_vnni" not in hardware.features:
+        raise Unavailable("they are written for Linux and processors with AVX-512 VNNI")
+    if group % 32:
+        raise Unavailable(f"they need groups of a multiple of 32 inputs, and this model has {group}")
+    compiler, version = find_compiler()
+    try:
+        kernels = Kernels(_declared(ctypes.CDLL(str(build(folder, compiler, version, hardware)))), group,
+                          torch.get_num_threads())  # fmt: skip
+    except (OSError, AttributeError) as fault:
+        raise Unavailable(f"the library built by {version} can't be loaded ({fault})") from None
+    _check(kernels, group)
+    return kernels
+
+
+def find_compiler() -> tuple[str, str]:
+    """(path, version) of the C++ compiler: CXX, else g++, c++ or clang++. Raises Unavailable."""
+    for name in filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++")):
+        if path := shutil.which(name):
+            asked = _run([path, "--version"])
+            if asked.returncode == 0 and asked.stdout:
+                return path, asked.stdout.splitlines()[0]
+    raise Unavailable("no C++ compiler was found: with g++ installed, int8 layers are faster")
+
+
+def build(folder: Path, compiler: str, version: str, hardware: Hardware) -> Path:
+    """The library in `folder`, compiled if it isn't there. Raises Unavailable."""
+    circumstances = (SOURCE.read_bytes(), FLAGS, compiler, version, hardware.name, sorted(hardware.features))
+    library = folder / f"kernels-{hashlib.sha256(repr(circumstances).encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    aside = library.with_suffix(f".{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        done = _run([compiler, *FLAGS, str(SOURCE), "-o", str(aside)])
+        if done.returncode:
+            raise Unavailable(f"{version} can't build them: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+        aside.replace(library)
+    except OSError as fault:
+        raise Unavailable(f"{folder} can't be written ({fault.strerror})") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return library
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as fault:
+        return subprocess.CompletedProcess(command, 1, "", str(fault))
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the types of its functions, without which ctypes would cut addresses to 32 bits."""
+    kinds = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
+    tokens, product = "ppp", "pppnnn ppni nn"
+    for name, signature in {
+        "panel_tokens": "", "strip_outputs": "",
+        "quantize": "pnnnn nn" + tokens,
+        "modulate": "pnppfnnn nn" + tokens,
+        "product": product + "ppn",
+        "gated": product + "pn",
+        "turn": "pnpfppnn nn pn",
+    }.items():  # fmt: skip
+        function = library[name]
+        function.argtypes = [kinds[letter] for letter in signature.replace(" ", "")]
+        function.restype = ctypes.c_long if not signature else None
+        setattr(library, name, function)
+    return library
+
+
+def _at(tensor: Tensor) -> int:
+    """Where a tensor's numbers begin; the caller keeps the tensor, and its rows lie close within."""
+    assert tensor.stride(-1) == 1
+    return tensor.data_ptr()
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float32 and x.stride(-1) == 1 else x.float().contiguous()
+
+
+@torch.inference_mode()
+def _check(kernels: Kernels, group: int) -> None:
+    """Every pass on small random tensors, once against exact arithmetic and once against torch's passes. The sizes
+    leave a rest of everything: of panels, strips and blocks. Raises Unavailable."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    def held(what: str, ours: Tensor, exact: Tensor, bound: float = AGREE) -> None:
+        off = float((ours - exact).norm() / exact.norm())
+        if not off <= bound:
+            raise Unavailable(f"{what} by the compiled library is {off:.2%} off")
+
+    tokens, inputs, outputs = 13, 5 * group, 150
+    x = normal(tokens, inputs) * normal(tokens, 1).exp()
+    modulation = Modulation(normal(inputs), normal(inputs), normal(outputs))
+    modulated = F.layer_norm(x, (inputs,), eps=1e-6) * (1 + modulation.scale) + modulation.shift
+    for bits in (1, 2):
+        packed = torch.randint(0, 256, (outputs, inputs * bits // 8), generator=random, dtype=torch.uint8)
+        scales = normal(outputs, 5).abs() + 0.5
+        w = Codes(packed, scales, bits)
+        dense = expand(packed, scales, scales, bits, torch.float32, -1.0 if bits == 2 else -0.5)
+        for source, panels in ((x, kernels.quantize(x)), (modulated, kernels.modulate(x, modulation, 1e-6))):
+            exact = rounded(source, group) @ dense.T
+            out = torch.empty(tokens, outputs)
+            kernels.multiply(panels, w, out)
+            held("a product", out, exact)
+            kernels.gate(panels, w, out[:, : outputs // 2])
+            held("SwiGLU", out[:, : outputs // 2], F.silu(exact[:, : outputs // 2]) * exact[:, outputs // 2 :])
+            out.fill_(1)
+            kernels.add(panels, w, modulation.gate, out)
+            held("a gated sum", out, 1 + modulation.gate * exact)
+    angles = normal(tokens, 8)
+    rotary, heads, weight = Rotary(angles.cos(), angles.sin()), normal(tokens, 3, 16), normal(16)
+    turned, plain = torch.empty_like(heads), torch.empty_like(heads)
+    kernels.turn(heads, weight, 1e-6, rotary, turned)
+    TorchPasses(Scratch()).turn(heads, weight, 1e-6, rotary, plain)
+    held("a rotation", turned, apply_rotary_emb(F.rms_norm(heads, (16,), weight, 1e-6)[None], rotary)[0])
+    held("a rotation", turned, plain)
+
+
+def rounded(x: Tensor, group: int) -> Tensor:
+    """What int8 leaves of x [M, K]: each group of a token in 127 steps of its largest value."""
+    parts = x.unflatten(1, (-1, group))
+    steps = parts.abs().amax(-1, keepdim=True) / 127
+    return ((parts / steps).round() * steps).flatten(1)

@@ -1,0 +1,79 @@
+"""What the blocks of a transformer do to int8 tokens and low-bit weights, in torch: one method a pass.
+
+kernels.py has the same methods compiled. Here a pass works on a few rows or outputs at a time, so that what its steps
+hand on to each other stays in the caches. Activations are float32 rows [M, features]; results are written where the
+caller says, and big ones lie in buffers that the next block uses again.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.torch_backend import int8
+from engine.torch_backend.int8 import TILE, TOKENS, Int8Tokens, Int8Weights, Scratch
+from engine.torch_backend.linear import PackedLinear
+from engine.torch_backend.transformer import Modulation, Rotary
+
+
+class TorchPasses:
+    """For any processor: torch's integer product, with weights' scales folded and one step for all of a token."""
+
+    name = "torch"
+
+    def __init__(self, scratch: Scratch) -> None:
+        self.scratch = scratch
+
+    def weights(self, layer: PackedLinear) -> Int8Weights:
+        return int8.weights(layer.weight, layer.scales, layer.bits)
+
+    def quantize(self, x: Tensor) -> Int8Tokens:
+        return int8.quantize(x)
+
+    def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Int8Tokens:
+        """(1 + scale) * norm(x) + shift, quantised; the layer norm has no weights of its own."""
+        scale, shift = 1 + modulation.scale.view(-1).float(), modulation.shift.view(-1).float()
+        tokens = Int8Tokens(torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1))
+        for start in range(0, len(x), TOKENS):
+            rows = slice(start, start + TOKENS)
+            int8.quantize_into(F.layer_norm(x[rows], x.shape[1:], eps=eps).mul_(scale).add_(shift), tokens, rows)
+        return tokens
+
+    def multiply(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
+        for rows in tiles(len(w.words)):
+            int8.multiply_into(x, w, rows, out[:, rows], self.scratch)
+
+    def gate(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
+        """SwiGLU of the product: silu(first half of the outputs) * second half."""
+        half = len(w.words) // 2
+        for rows in tiles(half):
+            gate = out[:, rows]
+            int8.multiply_into(x, w, rows, gate, self.scratch)
+            value = self._tile(x, w, slice(half + rows.start, half + rows.stop))
+            F.silu(gate, inplace=True)
+            gate.mul_(value)
+
+    def add(self, x: Int8Tokens, w: Int8Weights, gate: Tensor, out: Tensor) -> None:
+        """out += gate * product, with `gate` [N]."""
+        for rows in tiles(len(w.words)):
+            out[:, rows].addcmul_(self._tile(x, w, rows), gate[rows])
+
+    def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
+        """RMS norm of every head, then its pairs turned by their token's angle: x and out [M, heads, size]."""
+        for start in range(0, len(x), TOKENS):
+            rows = slice(start, start + TOKENS)
+            real, imag = F.rms_norm(x[rows], x.shape[-1:], weight, eps).unflatten(-1, (-1, 2)).unbind(-1)
+            cos, sin = rotary.cos[rows, None], rotary.sin[rows, None]
+            turned = out[rows].unflatten(-1, (-1, 2))
+            torch.mul(real, cos, out=turned[..., 0]).sub_(imag * sin)
+            torch.mul(imag, cos, out=turned[..., 1]).add_(real * sin)
+
+    def _tile(self, x: Int8Tokens, w: Int8Weights, rows: slice) -> Tensor:
+        """Some outputs of a product, in a buffer that the next tile overwrites."""
+        out = self.scratch.take("tile", len(x.values) * (rows.stop - rows.start), torch.float32)
+        out = out.view(len(x.values), -1)
+        int8.multiply_into(x, w, rows, out, self.scratch)
+        return out
+
+
+def tiles(outputs: int) -> list[slice]:
+    return [slice(start, min(start + TILE, outputs)) for start in range(0, outputs, TILE)]
