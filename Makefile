@@ -63,6 +63,7 @@ browser:
 
 bench: $(VENV)/.test-tools browser
 	for model in seedling-dense seedling-ternary seedling-binary; do $(PY) app.py bench --model $$model --json || exit; done
+	$(PY) -m tests.floor $(if $(PACK),$(PACK),)
 	$(PY) -m tests.browser.measure
 	$(PY) -m studio.bench_history --json
 

@@ -30,14 +30,15 @@ def keep_rates(data_dir: Path, hardware: Hardware, gflops: Numbers) -> None:
     measured.keep(data_dir, _rates_key(hardware), {"sentence": sentence, "gflops": dict(gflops)})
 
 
-def errors(data_dir: Path, pack: Pack) -> Numbers | None:
-    """How far int8 was off in each layer of a pack, None where it was not tried or the weights have changed since."""
-    return _numbers(data_dir, _errors_key(pack), "errors")
+def errors(data_dir: Path, pack: Pack, passes: str) -> Numbers | None:
+    """How far int8 was off in each layer of a pack, computed by these passes (torch_backend/passes.py); None where it
+    was not tried or the weights have changed since."""
+    return _numbers(data_dir, _errors_key(pack, passes), "errors")
 
 
-def keep_errors(data_dir: Path, pack: Pack, found: Numbers) -> None:
-    sentence = f"{pack.id}: int8 for {errors_in_words(found)}"
-    measured.keep(data_dir, _errors_key(pack), {"sentence": sentence, "errors": dict(found)})
+def keep_errors(data_dir: Path, pack: Pack, found: Numbers, passes: str) -> None:
+    sentence = f"{pack.id}: int8 ({passes}) for {errors_in_words(found)}"
+    measured.keep(data_dir, _errors_key(pack, passes), {"sentence": sentence, "errors": dict(found)})
 
 
 def errors_in_words(found: Numbers) -> str:
@@ -67,8 +68,8 @@ def _rates_key(hardware: Hardware) -> str:
     return f"products of torch {torch} on {hardware.name}, {hardware.cores} cores"
 
 
-def _errors_key(pack: Pack) -> str:
+def _errors_key(pack: Pack, passes: str) -> str:
     """With the weights' files, so that other weights in the same folder are tried again."""
     weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in pack.transformer.files]
     digest = hashlib.sha256(repr((str(pack.folder.resolve()), weights)).encode()).hexdigest()
-    return f"int8 in {pack.id} {digest[:12]}"
+    return f"int8 ({passes}) in {pack.id} {digest[:12]}"

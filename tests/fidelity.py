@@ -16,7 +16,6 @@ import numpy as np
 
 from engine import catalog, products
 from engine.hardware import detect
-from engine.packs import open_pack
 from engine.seedling.checker import check
 from engine.seedling.questions import TASKS, Question, questions
 from engine.torch_backend.backend import TorchBackend
@@ -34,15 +33,16 @@ def compare(model: str, prompts: int, folder: Path) -> dict[str, Any]:
         name: sum(check(pixels, question.wanted).right for question, pixels in zip(asked, made, strict=True))
         for name, made in pictures.items()
     }
-    errors = products.errors(folder, open_pack(Path(model)))
-    assert errors is not None, "no layer of this model was tried in int8"
+    admitted = backends["int8"]._model
+    assert admitted and admitted.admission, "no layer of this model was tried in int8"
     return {
         "model": Path(model).name,
         "prompts": len(asked),
         "psnr": {"mean": round(float(np.mean(decibels)), 2), "median": round(float(np.median(decibels)), 2),
                  "least": round(min(decibels), 2)},
         "right": right,
-        "int8": products.errors_in_words(errors),
+        "int8": products.errors_in_words(admitted.admission.errors()),
+        "passes": admitted.admission.passes.name,
     }  # fmt: skip
 
 

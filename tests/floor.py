@@ -1,16 +1,19 @@
 """How far the engine is from the least that its arithmetic can take on this CPU.
 
-    python -m tests.floor PACK [--size 512x512] [--seconds] [--plain]
+    python -m tests.floor [PACK] [--size 512x512] [--wall] [--plain]
 
 The floor: every packed product of a step at the best rate that any tiling of torch._int_mm reaches on the same
 shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
-timed; dense layers, norms and everything else count as nothing. Then one step of the engine, all layers admitted to
-int8 (whatever their error: these are speeds), with --plain also with none. Processor time by default, since others may
-be using the machine; --seconds times the wall clock, for a quiet one.
+timed; dense layers, norms and everything else count as nothing. In turn with it one step of the engine, all layers
+admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's, with --plain also
+with no layer in int8. Without a PACK: one double and one single block of the 4B model's width with random codes, which
+take half a minute on an idle core. Processor time by default, since others may be using the machine; --wall times the
+wall clock, for a quiet one.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,103 +21,142 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from engine.hardware import detect
 from engine.packs import Pack, open_pack
 from engine.plan import token_side
-from engine.torch_backend import linear, remember
+from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
+from studio.settings import data_dir
+from tests.packs.content import TRANSFORMER_4B, Configs, Content, small
+from tests.packs.full import write
 
 ROUNDS = 5
+TRIES = 2  # of the engine, after a first one
 TILES = (512, 1024, 1536, 3072, 1 << 20)  # outputs of one call; the last is every layer in one piece
 
 
-def floor(pack: Pack, tokens: tuple[int, int], clock: Callable[[], float]) -> dict[str, float]:
-    """Seconds of a step's `products` and `attention` at their best; `tokens` (image, text)."""
-    config, joint = pack.transformer.config, sum(tokens)
-    heads, size = config["num_attention_heads"], config["attention_head_dim"]
-    width, hidden = heads * size, int(heads * size * config["mlp_ratio"])
-    double, single = config["num_layers"], config["num_single_layers"]
-    products = {(joint, width, 3 * width + 2 * hidden): single, (joint, width + hidden, width): single}
-    for count in tokens:
-        for shape, times in (((count, width, width), 4), ((count, width, 2 * hidden), 1), ((count, hidden, width), 1)):
-            products[shape] = products.get(shape, 0) + times * double
-    seconds = sum(times * _product(shape, clock) for shape, times in products.items())
-    return {"products": seconds, "attention": (double + single) * _attention(joint, heads, size, clock)}
+Clock = Callable[[], float]
 
 
-def _product(shape: tuple[int, int, int], clock: Callable[[], float]) -> float:
-    """Seconds of the fastest tiling of one product of M tokens, K inputs, N outputs."""
-    m, k, n = shape
-    x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
-    best = float("inf")
-    for tile in sorted({min(tile, n) for tile in TILES}):
-        out = torch.empty(m, tile, dtype=torch.int32)
+class Floor:
+    """Best seconds so far of every product of a step, and of its attention; `tokens` (image, text)."""
 
-        def run(tile: int = tile, out: torch.Tensor = out) -> None:
-            for start in range(0, n - tile + 1, tile):
-                torch._int_mm(x, w[start : start + tile].t(), out=out)
+    def __init__(self, pack: Pack, tokens: tuple[int, int], clock: Clock) -> None:
+        config, joint = pack.transformer.config, sum(tokens)
+        self._clock = clock
+        self._heads = (1, config["num_attention_heads"], joint, config["attention_head_dim"])
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        hidden, double, single = int(width * config["mlp_ratio"]), config["num_layers"], config["num_single_layers"]
+        self._blocks = double + single
+        self._products = {(joint, width, 3 * width + 2 * hidden): single, (joint, width + hidden, width): single}
+        for m in tokens:
+            for shape, count in (((m, width, width), 4), ((m, width, 2 * hidden), 1), ((m, hidden, width), 1)):
+                self._products[shape] = self._products.get(shape, 0) + count * double
+        self._best: dict[object, float] = {}
 
-        best = min(best, _best(run, clock) * n / (n // tile * tile))
-    return best
+    def measure(self) -> None:
+        """One round; the first of a fresh process warms up the libraries and is never the best."""
+        for m, k, n in self._products:
+            x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
+            for tile in sorted({min(tile, n) for tile in TILES}):
+                out = torch.empty(m, tile, dtype=torch.int32)
+                start = self._clock()
+                for first in range(0, n - tile + 1, tile):
+                    torch._int_mm(x, w[first : first + tile].t(), out=out)
+                self._note((m, k, n), (self._clock() - start) * n / (n // tile * tile))
+        for dtype in (torch.float32, torch.bfloat16):
+            q, k, v = (torch.randn(self._heads).to(dtype) for _ in range(3))
+            start = self._clock()
+            F.scaled_dot_product_attention(q, k, v)
+            self._note("attention", self._clock() - start)
+
+    def _note(self, what: object, seconds: float) -> None:
+        self._best[what] = min(self._best.get(what, seconds), seconds)
+
+    def seconds(self) -> dict[str, float]:
+        products = sum(self._best[shape] * count for shape, count in self._products.items())
+        return {"products": products, "attention": self._best["attention"] * self._blocks}
 
 
-def _attention(tokens: int, heads: int, size: int, clock: Callable[[], float]) -> float:
-    times = []
-    for dtype in (torch.float32, torch.bfloat16):
-        q, k, v = (torch.randn(1, heads, tokens, size).to(dtype) for _ in range(3))
-        times.append(_best(lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v), clock))  # type: ignore[misc]
-    return min(times)
+class Engine:
+    """A step of the engine in one of its ways: 'compiled' or 'torch' for the int8 passes, 'plain' for none."""
+
+    def __init__(self, pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock, way: str) -> None:
+        """Raises kernels.Unavailable for passes that can't be compiled here."""
+        self._clock = clock
+        quantization = pack.transformer.quantization
+        assert quantization is not None
+        group, compiled = quantization.group_size, None
+        if way == "compiled":
+            compiled = kernels.load(data_dir() / "kernels", detect(), group)
+        with torch.device("meta"):
+            self._transformer = Flux2Transformer2DModel.from_config(pack.transformer.config)
+        linear.build(self._transformer, pack.transformer, dtype, torch.device("cpu"))
+        remember.install(self._transformer)
+        if way != "plain":
+            admission = Admission(self._transformer, passes=compiled)
+            admission.trial = False
+            fused.install(self._transformer, admission)
+        image = torch.randn(1, grid[0] * grid[1], pack.transformer.config["in_channels"]).to(dtype)
+        text = torch.randn(1, pack.notes.text_length, pack.transformer.config["joint_attention_dim"]).to(dtype)
+        self._inputs = (image, text, torch.ones(1), *token_ids(text.shape[1], grid, "cpu"), lambda: None)
+        self.seconds = float("inf")
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        start = self._clock()
+        self._transformer(*self._inputs)
+        self.seconds = min(self.seconds, self._clock() - start)
 
 
-def _best(run: Callable[[], object], clock: Callable[[], float], rounds: int = ROUNDS) -> float:
-    times = []
-    for _ in range(rounds + 1):
-        start = clock()
-        run()
-        times.append(clock() - start)
-    return min(times[1:])
+def blocks(folder: Path) -> Path:
+    """A ternary pack with one block of each kind in full width, everything else tiny; 0.3 GB."""
+    tiny = small()
+    fit = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 192, "in_channels": 64}
+    configs = Configs(TRANSFORMER_4B | fit, tiny.text_encoder, tiny.vae, tiny.hidden_states)
+    write(folder, "mlx", Content(configs, "ternary"))
+    (folder / "niwaki.json").write_text(json.dumps({"hidden_states": tiny.hidden_states, "text_length": 512}))
+    return folder
 
 
-@torch.inference_mode()
-def engine(
-    pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Callable[[], float], plain: bool
-) -> dict[str, float]:
-    """Seconds of one step of the engine: `int8` with every layer admitted, if `plain` also with none."""
-    with torch.device("meta"):
-        transformer = Flux2Transformer2DModel.from_config(pack.transformer.config)
-    linear.build(transformer, pack.transformer, dtype, torch.device("cpu"))
-    remember.install(transformer)
-    image = torch.randn(1, grid[0] * grid[1], pack.transformer.config["in_channels"]).to(dtype)
-    text = torch.randn(1, pack.notes.text_length, pack.transformer.config["joint_attention_dim"]).to(dtype)
-    ids = token_ids(text.shape[1], grid, "cpu")
-
-    def step() -> None:
-        transformer(image, text, torch.ones(1), *ids, lambda: None)
-
-    admission = Admission(transformer)
-    admission.trial = False
-    seconds = {"int8": _best(step, clock, 1)}
-    admission.bound = -1.0
-    return seconds | ({"plain": _best(step, clock, 1)} if plain else {})
+def compare(pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock, ways: list[str]) -> dict[str, float]:
+    """Seconds of floor and engine, taken in turn, and their ratios."""
+    floor, engines = Floor(pack, (grid[0] * grid[1], pack.notes.text_length), clock), {}
+    for way in ways:
+        try:
+            engines[way] = Engine(pack, grid, dtype, clock, way)
+        except kernels.Unavailable as reason:
+            print(f"no compiled passes: {reason}")
+    for turn in range(ROUNDS + 1):
+        floor.measure()
+        for engine in engines.values():
+            if turn < 1 + TRIES:
+                engine.measure()
+    parts = floor.seconds()
+    total = sum(parts.values())
+    facts = {"floor_s": total} | {f"{name}_floor_s": value for name, value in parts.items()}
+    for way, engine in engines.items():
+        facts |= {f"{way}_step_s": engine.seconds, f"{way}_ratio": engine.seconds / total}
+    return {name: round(value, 3) for name, value in facts.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One step of the engine against the floor of its arithmetic.")
-    parser.add_argument("pack", type=Path)
+    parser.add_argument("pack", type=Path, nargs="?", help="a pack's folder (two blocks of the 4B model's width)")
     parser.add_argument("--size", default="512x512")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the activations")
-    parser.add_argument("--seconds", action="store_true", help="wall clock instead of processor time")
+    parser.add_argument("--wall", action="store_true", help="wall clock instead of processor time")
     parser.add_argument("--plain", action="store_true", help="also a step with no layer in int8")
     args = parser.parse_args()
-    pack, clock = open_pack(args.pack), time.perf_counter if args.seconds else time.process_time
-    width, height = (int(side) // token_side(pack) for side in args.size.split("x"))
-    least = floor(pack, (width * height, pack.notes.text_length), clock)
-    ours = engine(pack, (height, width), getattr(torch, args.dtype), clock, args.plain)
-    total = sum(least.values())
-    facts = {"size": args.size, "threads": torch.get_num_threads(), "floor_s": round(total, 2)}
-    facts |= {f"{name}_floor_s": round(value, 2) for name, value in least.items()}
-    facts |= {f"{name}_step_s": round(value, 2) for name, value in ours.items()}
-    print(json.dumps(facts | {"ratio": round(ours["int8"] / total, 3)}))
+    ways = ["compiled", "torch", *(["plain"] if args.plain else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        pack = open_pack(args.pack or blocks(Path(folder)))
+        side = token_side(pack) if args.pack else 16  # the tiny autoencoder of two blocks has smaller tokens
+        width, height = (int(length) // side for length in args.size.split("x"))
+        clock = time.perf_counter if args.wall else time.process_time
+        facts = compare(pack, (height, width), getattr(torch, args.dtype), clock, ways)
+    print(json.dumps({"size": args.size, "threads": torch.get_num_threads(), **facts}))
 
 
 if __name__ == "__main__":

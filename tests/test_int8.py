@@ -10,9 +10,10 @@ from torch import nn
 from engine import catalog, lowbit, plan, products
 from engine.hardware import Hardware
 from engine.packs import open_pack
-from engine.torch_backend import int8
-from engine.torch_backend.admission import Admission
+from engine.torch_backend import int8, passes
+from engine.torch_backend.admission import Admission, Source
 from engine.torch_backend.backend import TorchBackend
+from engine.torch_backend.passes import TorchPasses
 from engine.types import Picture, Request
 from tests import fidelity
 
@@ -47,13 +48,13 @@ def test_folded_weights_are_off_by_a_254th_of_the_rows_largest_scale(bits: int, 
 
 @pytest.mark.parametrize("bits", [1, 2])
 def test_a_product_is_off_by_about_a_percent(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "TILE", 40)  # two tiles and a rest
+    monkeypatch.setattr(passes, "TILE", 40)  # two tiles and a rest
     monkeypatch.setattr(int8, "TOKENS", 16)
     codes, scales, dense = layer(bits)
-    x = torch.randn(50, 256, generator=torch.Generator().manual_seed(1))
-    y = int8.multiply(int8.quantize(x), int8.weights(codes, scales, bits), torch.float32, int8.Scratch())
+    x, y = torch.randn(50, 256, generator=torch.Generator().manual_seed(1)), torch.empty(50, 96)
+    TorchPasses(int8.Scratch()).multiply(int8.quantize(x), int8.weights(codes, scales, bits), y)
     exact = x @ dense.T
-    assert y.shape == (50, 96) and 1e-4 < (y - exact).norm() / exact.norm() < 0.015
+    assert 1e-4 < (y - exact).norm() / exact.norm() < 0.015
 
 
 def test_tokens_have_steps_of_their_own_and_zeros_stay_zero() -> None:
@@ -116,11 +117,9 @@ def test_one_input_of_several_layers_is_quantized_once(ternary: Path, monkeypatc
     calls: list[int] = []
     real = int8.quantize
     monkeypatch.setattr(int8, "quantize", lambda x: calls.append(len(x)) or real(x))  # type: ignore[func-returns-value]
-    x = torch.randn(1, 20, 128)
-    pair.first(x), pair.second(x)
-    assert calls == [20]
-    pair.second(x + 0)
-    assert calls == [20, 20] and admission.trial is False
+    source, out = Source(admission, torch.randn(20, 128)), torch.empty(20, 128)
+    pair.first.put(source, out), pair.second.put(source, out)
+    assert calls == [20] and admission.trial is False
 
 
 def picture(backend: TorchBackend, request: Request) -> np.ndarray:
@@ -136,7 +135,7 @@ def test_the_picture_on_trial_is_the_picture_of_later(ternary: Path, tmp_path: P
     backend = TorchBackend(HARDWARE, tmp_path, int8=True)
     first = picture(backend, request)
     pack = open_pack(ternary)
-    errors = products.errors(tmp_path, pack)
+    errors = products.errors(tmp_path, pack, "torch")
     assert errors and all(0 < error < 1 for error in errors.values())
     assert np.array_equal(first, picture(backend, request))
     assert not np.array_equal(first, plain)
@@ -207,8 +206,9 @@ def test_findings_of_another_kind_count_as_none(tmp_path: Path, ternary: Path) -
     for damaged in (text.replace("7.0", "null"), text.replace("bfloat16", "bfloat"), "[", "{}"):
         (tmp_path / "measured.json").write_text(damaged)
         assert products.rates(tmp_path, HARDWARE) is None
-    products.keep_errors(tmp_path, open_pack(ternary), {"a": 0.5})
-    assert products.errors(tmp_path, open_pack(ternary)) == {"a": 0.5}
+    products.keep_errors(tmp_path, open_pack(ternary), {"a": 0.5}, "torch")
+    assert products.errors(tmp_path, open_pack(ternary), "torch") == {"a": 0.5}
+    assert products.errors(tmp_path, open_pack(ternary), "compiled") is None
 
 
 def test_words_name_the_worst_layer() -> None:

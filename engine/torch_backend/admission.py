@@ -40,7 +40,7 @@ class Admission:
         self.trial = errors is None
         self.overtaken = False
         self.scratch = int8.Scratch()
-        self.passes: Kernels | TorchPasses = passes or TorchPasses(self.scratch)
+        self.passes: Any = passes or TorchPasses(self.scratch)  # each reads the tokens and weights it made itself
         self.layers: dict[str, Int8Linear] = {}
         for name, layer in list(model.named_modules()):
             if isinstance(layer, PackedLinear) and foldable(layer):

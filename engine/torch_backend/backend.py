@@ -26,10 +26,11 @@ from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.latents import Recent, begin, enlarge
 from engine.packs import Pack, open_pack
 from engine.sampling import sampled
-from engine.torch_backend import linear, remember
+from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.mapped import MappedFiles
 from engine.torch_backend.measure import measure
+from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.text_encoder import TextEncoder
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.torch_backend.vae import PictureDecoder
@@ -130,10 +131,19 @@ class Model:
         self.weights = Weights(transformer, decoder, (files, decoder.files))
         return True
 
-    def admit(self, data_dir: Path) -> None:
-        """Let packed layers multiply as bytes: those that an earlier picture admitted, or on trial until `settle`."""
+    def admit(self, data_dir: Path, hardware: Hardware, trial: bool = True) -> None:
+        """Let packed layers multiply as bytes: those that an earlier picture admitted, or on trial until `settle`.
+        Without `trial` nothing is done where there was no such picture."""
         assert self.weights is not None
-        self.admission = Admission(self.weights.transformer, products.errors(data_dir, self.pack))
+        quantization = self.pack.transformer.quantization
+        if quantization is None:
+            return
+        passes = kernels.chosen(data_dir, hardware, quantization.group_size)
+        errors = products.errors(data_dir, self.pack, passes.name if passes else TorchPasses.name)
+        if errors is None and not trial:
+            return
+        self.admission = Admission(self.weights.transformer, errors, passes=passes)
+        fused.install(self.weights.transformer, self.admission)
         for files in self.weights.files:
             files.release()  # the scales were read and are folded: they need not stay
 
@@ -141,7 +151,7 @@ class Model:
         """After a whole picture: what the layers were found to bear holds from now on."""
         if self.admission is not None and self.admission.trial:
             self.admission.trial = False
-            products.keep_errors(data_dir, self.pack, self.admission.errors())
+            products.keep_errors(data_dir, self.pack, self.admission.errors(), self.admission.passes.name)
 
     def denoised(self, request: Request, embeddings: Tensor, device: torch.device, check: Check) -> Iterator[Tensor]:
         """The latents after each step of a complete request, those of its draft first unless they are remembered.
@@ -162,8 +172,12 @@ class Model:
         start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
         noisy, rest = torch.from_numpy(start).to(device), sigmas[request.start :]
         again = self.admission.restart if self.admission else lambda: False
-        for latents in denoise(self.weights.transformer, noisy, embeddings, rest, grid, check, again):
-            yield latents
+        try:
+            for latents in denoise(self.weights.transformer, noisy, embeddings, rest, grid, check, again):
+                yield latents
+        finally:
+            if self.admission:
+                self.admission.scratch.clear()
         self.recent.put(request, latents.cpu().numpy())
 
 
@@ -229,7 +243,7 @@ class TorchBackend:
             encode = clock.lap(device)
         if model.load(decided, check):
             if decided.int8:
-                model.admit(self.data_dir)
+                model.admit(self.data_dir, self.hardware)
             load += clock.lap(device)
         assert model.weights is not None
         decoder = model.weights.decoder

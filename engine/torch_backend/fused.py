@@ -85,7 +85,7 @@ def double_block(
     project(source, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), norms, angles[0], joint[:, :, :length])
     source = Modulated(admission, image, block.norm1, img_attn)
     project(source, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), angles[1], joint[:, :, length:])
-    out = attend(*joint, attn.head_dim, hidden_states.dtype)
+    out = attend(joint, attn.head_dim, hidden_states.dtype)
     text_out, image_out = (part.reshape(-1, out.shape[-1]) for part in out.tensor_split([length], dim=1))
     twin(attn.to_add_out).add_to(text, Source(admission, text_out), txt_attn.gate)
     twin(attn.to_out[0]).add_to(image, Source(admission, image_out), img_attn.gate)
@@ -108,18 +108,19 @@ def single_block(
     hidden = stream(hidden_states)
     rows, proj = len(hidden), twin(attn.to_qkv_mlp_proj)
     source = Modulated(admission, hidden, block.norm, single)
-    projected, wide = admission.take("projected", rows, 3 * dim), admission.take("wide", rows, dim + attn.mlp_hidden_dim)
+    projected = admission.take("projected", rows, 3 * dim)
+    wide = admission.take("wide", rows, dim + attn.mlp_hidden_dim)
     proj.put(source, projected, slice(0, 3 * dim))
     proj.gate_to(source, wide[:, dim:], slice(3 * dim, None))
 
     joint = admission.take("joint", 3, *hidden_states.shape)
     place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
-    wide[:, :dim] = attend(*joint, attn.head_dim, hidden_states.dtype).view(rows, dim)
+    wide[:, :dim] = attend(joint, attn.head_dim, hidden_states.dtype).view(rows, dim)
     twin(attn.to_out).add_to(hidden, Source(admission, wide), single.gate)
     return back(hidden, hidden_states)
 
 
-def project(source: Source, layers: Sequence[nn.Module], norms: Sequence[nn.Module], rotary: Rotary, out: Tensor) -> None:
+def project(source: Source, layers: Sequence[Any], norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
     """Queries, keys and values of one stream, normed and turned, into their part of out [3, B, tokens, D]."""
     dim = out.shape[-1]
     projected = source.admission.take("projected", len(source.x), 3 * dim)
@@ -129,7 +130,7 @@ def project(source: Source, layers: Sequence[nn.Module], norms: Sequence[nn.Modu
 
 
 def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
-    """Rows [B * tokens, 3 D] of queries, keys and values: the first two normed and turned, into out [3, B, tokens, D]."""
+    """Rows [B * tokens, 3 D], queries, keys and values: the first two normed and turned, into out [3, B, tokens, D]."""
     _, batch, _, dim = out.shape
     parts = projected.view(batch, -1, 3, dim)
     for number, norm in enumerate(norms):
@@ -139,9 +140,9 @@ def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary:
     out[2] = parts[:, :, 2]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Three [B, T, D] -> [B, T, D] float32, computed in `dtype`."""
-    return attention(*(part.unflatten(-1, (-1, head_dim)).to(dtype) for part in (query, key, value))).float()
+def attend(joint: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Queries, keys and values [3, B, T, D] -> [B, T, D] float32, computed in `dtype`."""
+    return attention(*joint.unflatten(-1, (-1, head_dim)).to(dtype)).float()
 
 
 def feed(ff: Flux2FeedForward, source: Source, hidden: Tensor, gate: Tensor) -> None:

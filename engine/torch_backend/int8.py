@@ -40,7 +40,7 @@ class Int8Tokens(NamedTuple):
 
 
 class Scratch:
-    """Two buffers that every product uses again: expanded weights and integer sums."""
+    """Buffers by name, each used again by whoever asks for it next."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -51,6 +51,10 @@ class Scratch:
         if kept is None or len(kept) < count:
             kept = self._buffers[name] = torch.empty(count, dtype=dtype)
         return kept[:count]
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._buffers.clear()
 
 
 def weights(codes: Tensor, scales: Tensor, bits: int) -> Int8Weights:

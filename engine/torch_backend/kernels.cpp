@@ -8,8 +8,9 @@
 // group. So what is rounded is the activations alone, to 127 steps of the largest of their token and group.
 //
 // Shapes: M tokens, K inputs, N outputs, G = K / group.
-//   panel   PANEL tokens side by side, as the product reads them. values [K / 4][PANEL][4], steps and offsets
-//           [G][PANEL]; an offset is minus the sum of the group's values, which stands for the codes' centre.
+//   panel   PANEL tokens side by side, P = M / PANEL rounded up. In the order that the product reads them in: values
+//           [G][P][group / 4][PANEL][4], steps and offsets [G][P][PANEL]. An offset is minus the sum of the group's
+//           values, which stands for the codes' centre.
 //   strip   STRIP outputs side by side. codes [K / 4][STRIP][4], expanded for BLOCK inputs at a time.
 
 #include <immintrin.h>
@@ -36,29 +37,40 @@ template <class T> Buffer<T> buffer(long count) {
     return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
 }
 
-// A row of floats becomes row `r` of a panel.
-void quantize_row(const float* x, long inputs, long group, long r, int8_t* values, float* steps, int32_t* offsets) {
-    for (long g = 0; g < inputs / group; ++g, x += group, values += group * PANEL) {
+struct Panels {
+    int8_t* values;
+    float* steps;
+    int32_t* offsets;
+    long count, inputs, group;
+
+    long panels() const { return (count + PANEL - 1) / PANEL; }
+    long groups() const { return inputs / group; }
+    long at(long g, long p) const { return (g * panels() + p) * PANEL; }
+};
+
+// Token `m` becomes a row of floats, null for one that only fills its panel.
+void quantize_row(const Panels& to, long m, const float* x) {
+    const long r = m % PANEL, group = to.group;
+    for (long g = 0; g < to.groups(); ++g) {
+        const long at = to.at(g, m / PANEL);
+        int8_t* values = to.values + at * group + 4 * r;
         float largest = 0;
+        if (x)
 #pragma omp simd reduction(max : largest)
-        for (long k = 0; k < group; ++k) largest = std::max(largest, std::fabs(x[k]));
-        float inverse = largest > 0 ? STEPS / largest : 0;
-        int32_t sum = 0;
+            for (long k = 0; k < group; ++k) largest = std::max(largest, std::fabs(x[g * group + k]));
+        const __m512 inverse = _mm512_set1_ps(largest > 0 ? STEPS / largest : 0);
+        __m512i sums = _mm512_setzero_si512();
         for (long k = 0; k < group; k += LANES) {
-            __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + k), _mm512_set1_ps(inverse)));
-            sum += _mm512_reduce_add_epi32(rounded);
+            __m512 floats = x ? _mm512_loadu_ps(x + g * group + k) : _mm512_setzero_ps();
+            __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(floats, inverse));
+            sums = _mm512_add_epi32(sums, rounded);
             alignas(16) int32_t quads[4];
             _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtsepi32_epi8(rounded));
-            for (long q = 0; q < 4; ++q) std::memcpy(values + ((k / 4 + q) * PANEL + r) * 4, &quads[q], 4);
+            for (long q = 0; q < 4; ++q) std::memcpy(values + (k / 4 + q) * PANEL * 4, &quads[q], 4);
         }
-        steps[g * PANEL + r] = largest / STEPS;
-        offsets[g * PANEL + r] = -sum;
+        to.steps[at + r] = largest / STEPS;
+        to.offsets[at + r] = -_mm512_reduce_add_epi32(sums);
     }
-}
-
-void empty_row(long inputs, long group, long r, int8_t* values, float* steps, int32_t* offsets) {
-    for (long q = 0; q < inputs / 4; ++q) std::memset(values + (q * PANEL + r) * 4, 0, 4);
-    for (long g = 0; g < inputs / group; ++g) steps[g * PANEL + r] = 0, offsets[g * PANEL + r] = 0;
 }
 
 // The lowest four codes of 16 words -> the four bytes of 16 lanes, by halving twice: four codes to two pairs, pairs to
@@ -122,13 +134,6 @@ inline void multiply(const int8_t* values, const float* steps, const int32_t* of
         }
 }
 
-struct Tokens {
-    const int8_t* values;
-    const float* steps;
-    const int32_t* offsets;
-    long count, inputs, group;
-};
-
 struct Weights {
     const uint8_t* codes;  // [N][K * bits / 8]
     const float* scales;   // [N][G]
@@ -138,8 +143,8 @@ struct Weights {
 
 // Panels [first, last) times the `columns` outputs from `output` on -> sums [panels * PANEL][STRIP].
 template <int BITS>
-void strip_of(const Tokens& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
-    const long groups = x.inputs / x.group, bytes = x.inputs * BITS / 8, block = std::max(BLOCK / x.group, 1L) * x.group;
+void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
+    const long groups = x.groups(), bytes = x.inputs * BITS / 8, block = std::max(BLOCK / x.group, 1L) * x.group;
     auto codes = buffer<__m512i>(block * STRIP / 64);
     auto scales = buffer<float>(groups * STRIP);
     for (long g = 0; g < groups; ++g)
@@ -150,14 +155,14 @@ void strip_of(const Tokens& x, const Weights& w, long output, long columns, long
         expand<BITS>(w.codes + output * bytes + start * BITS / 8, bytes, columns, inputs, codes.get());
         for (long p = first; p < last; ++p)
             for (long k = 0; k < inputs; k += x.group) {
-                const long g = (start + k) / x.group, at = (p * groups + g) * PANEL;
+                const long g = (start + k) / x.group, at = x.at(g, p);
                 multiply(x.values + at * x.group, x.steps + at, x.offsets + at, codes.get() + k / 4 * (STRIP / LANES),
                          scales.get() + g * STRIP, x.group, g == 0, sums + (p - first) * PANEL * STRIP);
             }
     }
 }
 
-void strip_of(const Tokens& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
+void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
     if (w.bits == 1) return strip_of<1>(x, w, output, columns, first, last, sums);
     strip_of<2>(x, w, output, columns, first, last, sums);
 }
@@ -183,30 +188,19 @@ long strip_outputs() { return STRIP; }
 // Panels [first, last) of x [M, K], rows `stride` floats apart.
 void quantize(const float* x, long stride, long count, long inputs, long group, long first, long last, int8_t* values,
               float* steps, int32_t* offsets) {
-    const long scales = inputs / group * PANEL;
-    for (long p = first; p < last; ++p)
-        for (long r = 0; r < PANEL; ++r) {
-            auto row = p * PANEL + r < count ? x + (p * PANEL + r) * stride : nullptr;
-            auto v = values + p * PANEL * inputs;
-            if (row) quantize_row(row, inputs, group, r, v, steps + p * scales, offsets + p * scales);
-            else empty_row(inputs, group, r, v, steps + p * scales, offsets + p * scales);
-        }
+    const Panels to{values, steps, offsets, count, inputs, group};
+    for (long m = first * PANEL; m < last * PANEL; ++m) quantize_row(to, m, m < count ? x + m * stride : nullptr);
 }
 
 // The same of (1 + scale) * (x - mean) / deviation + shift, each token with its own mean and deviation.
 void modulate(const float* x, long stride, const float* scale, const float* shift, float eps, long count, long inputs,
               long group, long first, long last, int8_t* values, float* steps, int32_t* offsets) {
-    const long scales = inputs / group * PANEL;
+    const Panels to{values, steps, offsets, count, inputs, group};
     auto row = buffer<float>(inputs);
-    for (long p = first; p < last; ++p)
-        for (long r = 0; r < PANEL; ++r) {
-            auto v = values + p * PANEL * inputs;
-            if (p * PANEL + r >= count) {
-                empty_row(inputs, group, r, v, steps + p * scales, offsets + p * scales);
-                continue;
-            }
-            const float* in = x + (p * PANEL + r) * stride;
-            float sum = 0, squares = 0, *out = row.get();
+    for (long m = first * PANEL; m < last * PANEL; ++m) {
+        const float* in = x + m * stride;
+        float sum = 0, squares = 0, *out = m < count ? row.get() : nullptr;
+        if (out) {
 #pragma omp simd reduction(+ : sum)
             for (long k = 0; k < inputs; ++k) sum += in[k];
             const float mean = sum / inputs;
@@ -215,18 +209,19 @@ void modulate(const float* x, long stride, const float* scale, const float* shif
             const float inverse = 1 / std::sqrt(squares / inputs + eps);
 #pragma omp simd
             for (long k = 0; k < inputs; ++k) out[k] = (1 + scale[k]) * ((in[k] - mean) * inverse) + shift[k];
-            quantize_row(out, inputs, group, r, v, steps + p * scales, offsets + p * scales);
         }
+        quantize_row(to, m, out);
+    }
 }
 
 // Strips [first, last) of the product of `count` tokens and N outputs, into rows of `out` that lie `stride` apart.
 // `gate` null: out = product; else out += gate * product.
-void product(const int8_t* values, const float* steps, const int32_t* offsets, long count, long inputs, long group,
+void product(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
              const uint8_t* codes, const float* scales, long outputs, int bits, long first, long last,
              const float* gate, float* out, long stride) {
-    const Tokens x{values, steps, offsets, count, inputs, group};
+    const Panels x{values, steps, offsets, count, inputs, group};
     const Weights w{codes, scales, outputs, bits};
-    const long panels = (count + PANEL - 1) / PANEL;
+    const long panels = x.panels();
     auto sums = buffer<float>(std::min(panels, PANELS) * PANEL * STRIP);
     for (long p = 0; p < panels; p += PANELS)
         for (long n = first * STRIP; n < std::min(last * STRIP, outputs); n += STRIP) {
@@ -245,12 +240,12 @@ void product(const int8_t* values, const float* steps, const int32_t* offsets, l
 }
 
 // The same of a layer that ends in SwiGLU: out = silu(first half of the outputs) * second half.
-void gated(const int8_t* values, const float* steps, const int32_t* offsets, long count, long inputs, long group,
+void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
            const uint8_t* codes, const float* scales, long outputs, int bits, long first, long last, float* out,
            long stride) {
-    const Tokens x{values, steps, offsets, count, inputs, group};
+    const Panels x{values, steps, offsets, count, inputs, group};
     const Weights w{codes, scales, outputs, bits};
-    const long panels = (count + PANEL - 1) / PANEL, half = outputs / 2, most = std::min(panels, PANELS) * PANEL;
+    const long panels = x.panels(), half = outputs / 2, most = std::min(panels, PANELS) * PANEL;
     auto sums = buffer<float>(2 * most * STRIP);
     float *gates = sums.get(), *others = gates + most * STRIP;
     for (long p = 0; p < panels; p += PANELS)

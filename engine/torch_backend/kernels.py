@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import measured
 from engine.hardware import Hardware
 from engine.torch_backend.int8 import Scratch
 from engine.torch_backend.linear import PackedLinear, expand
@@ -43,7 +44,7 @@ class Panels(NamedTuple):
     values: Tensor  # int8
     steps: Tensor  # float32
     offsets: Tensor  # int32
-    count: int
+    tokens: int
     inputs: int
 
 
@@ -65,7 +66,8 @@ class Kernels:
 
     name = "compiled"
 
-    def __init__(self, library: ctypes.CDLL, group: int, threads: int) -> None:
+    def __init__(self, library: ctypes.CDLL, compiler: str, group: int, threads: int) -> None:
+        self.compiler = compiler
         self._library = library
         self._group = group
         self._panel, self._strip = library.panel_tokens(), library.strip_outputs()
@@ -115,7 +117,7 @@ class Kernels:
     def _product(self, run: Callable[..., None], x: Panels, w: Codes, outputs: int, result: tuple[Any, ...]) -> None:
         scales = w.scales.float().contiguous()
         layer = (_at(w.codes), _at(scales), len(w.codes), w.bits)
-        tokens = (*map(_at, x[:3]), x.count, x.inputs, self._group)
+        tokens = (*map(_at, x[:3]), x.tokens, x.inputs, self._group)
         self._each(-(-outputs // self._strip), run, (*tokens, *layer), result)
 
     def _each(self, count: int, run: Callable[..., None], before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
@@ -139,21 +141,34 @@ class Kernels:
         )  # fmt: skip
 
 
+def chosen(data_dir: Path, hardware: Hardware, group: int) -> Kernels | None:
+    """The compiled passes where they can be had, built into the data folder; `doctor` says which, or why not."""
+    try:
+        kernels = load(data_dir / "kernels", hardware, group)
+        words = f"int8 passes compiled by {kernels.compiler}"
+    except Unavailable as reason:
+        kernels, words = None, f"int8 passes in torch, without compiled ones: {reason}"
+    key = f"int8 passes on {hardware.name}"
+    if measured.recall(data_dir).get(key) != {"sentence": words}:
+        measured.keep(data_dir, key, {"sentence": words})
+    return kernels
+
+
 def load(folder: Path, hardware: Hardware, group: int) -> Kernels:
     """The compiled passes for layers of `group` inputs a scale, built into `folder` if need be.
 
     Raises Unavailable with the reason where they can't be had.
     """
     if sys.platform != "linux" or "avx512_vnni" not in hardware.features:
-        raise Unavailable("they are written for Linux and processors with AVX-512 VNNI")
+        raise Unavailable("they are for Linux on processors with AVX-512 VNNI")
     if group % 32:
         raise Unavailable(f"they need groups of a multiple of 32 inputs, and this model has {group}")
     compiler, version = find_compiler()
     try:
-        kernels = Kernels(_declared(ctypes.CDLL(str(build(folder, compiler, version, hardware)))), group,
-                          torch.get_num_threads())  # fmt: skip
+        library = _declared(ctypes.CDLL(str(build(folder, compiler, version, hardware))))
     except (OSError, AttributeError) as fault:
         raise Unavailable(f"the library built by {version} can't be loaded ({fault})") from None
+    kernels = Kernels(library, version, group, torch.get_num_threads())
     _check(kernels, group)
     return kernels
 
@@ -199,7 +214,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions, without which ctypes would cut addresses to 32 bits."""
-    kinds = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
+    kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
     tokens, product = "ppp", "pppnnn ppni nn"
     for name, signature in {
         "panel_tokens": "", "strip_outputs": "",

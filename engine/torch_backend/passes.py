@@ -59,6 +59,7 @@ class TorchPasses:
 
     def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
         """RMS norm of every head, then its pairs turned by their token's angle: x and out [M, heads, size]."""
+        weight = weight.float()
         for start in range(0, len(x), TOKENS):
             rows = slice(start, start + TOKENS)
             real, imag = F.rms_norm(x[rows], x.shape[-1:], weight, eps).unflatten(-1, (-1, 2)).unbind(-1)

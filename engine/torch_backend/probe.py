@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import products
+from engine.hardware import detect
 from engine.packs import Pack
 from engine.plan import Plan
 from engine.torch_backend.backend import Model, placed
@@ -30,8 +30,8 @@ class TorchProbe:
 
     @torch.inference_mode()
     def product(self, fqn: str, x: np.ndarray) -> np.ndarray:
-        if self.model.load(self.decided, lambda: None) and products.errors(self.data_dir, self.model.pack):
-            self.model.admit(self.data_dir)
+        if self.model.load(self.decided, lambda: None):
+            self.model.admit(self.data_dir, detect(), trial=False)
         assert self.model.weights is not None
         layer = self.model.weights.transformer.get_submodule(fqn)
         return _array(layer(torch.from_numpy(x).to(self.device, self.dtype)))

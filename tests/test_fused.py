@@ -1,0 +1,183 @@
+"""Blocks in few passes against the blocks they stand for, with torch's passes and with compiled ones; what is done
+where nothing can be compiled."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import measured
+from engine.hardware import Hardware, detect
+from engine.packs import open_pack
+from engine.torch_backend import fused, kernels, linear
+from engine.torch_backend.admission import Admission
+from engine.torch_backend.kernels import Kernels, Unavailable
+from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
+
+GROUP = 128
+GRID, TEXT = (3, 5), 13  # 28 tokens: no multiple of a panel of 6
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def passes(request: pytest.FixtureRequest, library: Path) -> Kernels | None:
+    return compiled(library) if request.param == "compiled" else None
+
+
+def compiled(library: Path, hardware: Hardware | None = None) -> Kernels:
+    try:
+        return kernels.load(library, hardware or detect(), GROUP)
+    except Unavailable as reason:
+        pytest.skip(f"no compiled passes here: {reason}")
+
+
+def model(pack: Path, dtype: torch.dtype = torch.float32) -> Flux2Transformer2DModel:
+    component = open_pack(pack).transformer
+    with torch.device("meta"):
+        transformer = Flux2Transformer2DModel.from_config(component.config)
+    linear.build(transformer, component, dtype, torch.device("cpu"))
+    return transformer
+
+
+def velocity(transformer: Flux2Transformer2DModel, batch: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    random = torch.Generator().manual_seed(5)
+    text = torch.randn(1, TEXT, transformer.context_embedder.in_features, generator=random)
+    image = torch.randn(batch, GRID[0] * GRID[1], transformer.x_embedder.in_features, generator=random)
+    text, image = text.to(dtype).expand(batch, -1, -1), image.to(dtype)
+    with torch.inference_mode():
+        return transformer(image, text, torch.full((1,), 0.8), *token_ids(TEXT, GRID, "cpu"), lambda: None)
+
+
+def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def with_int8(pack: Path, passes: Kernels | None, fuse: bool = True, dtype: torch.dtype = torch.float32) -> Admission:
+    """An Admission of a loaded transformer, which it carries as `model`."""
+    transformer = model(pack, dtype)
+    admission = Admission(transformer, passes=passes)
+    if fuse:
+        fused.install(transformer, admission)
+    admission.model = transformer  # type: ignore[attr-defined]
+    return admission
+
+
+@pytest.mark.parametrize("variant", ["ternary", "binary"])
+def test_fused_blocks_compute_what_blocks_compute(tiny_packs: Path, variant: str, passes: Kernels | None) -> None:
+    exact = velocity(model(tiny_packs / variant))
+    fast = with_int8(tiny_packs / variant, passes)
+    slow = with_int8(tiny_packs / variant, passes, fuse=False)
+    fast_velocity, slow_velocity = velocity(fast.model), velocity(slow.model)  # type: ignore[attr-defined]
+    assert 1e-5 < off(fast_velocity, exact) < 0.02
+    # the same integers but for a rounding here and there; a missing scale, gate or norm is off by far more
+    assert off(fast_velocity, slow_velocity) < 2e-3
+    assert fast.errors().keys() == slow.errors().keys() and all(0 < error < 0.02 for error in fast.errors().values())
+
+
+def test_refused_layers_compute_as_before(tiny_packs: Path, passes: Kernels | None) -> None:
+    admission = with_int8(tiny_packs / "ternary", passes)
+    admission.bound = -1.0
+    assert off(velocity(admission.model), velocity(model(tiny_packs / "ternary"))) < 1e-5  # type: ignore[attr-defined]
+
+
+def test_pictures_of_a_batch_are_those_one_by_one(tiny_packs: Path, passes: Kernels | None) -> None:
+    admission = with_int8(tiny_packs / "ternary", passes)
+    admission.trial = False
+    together, alone = velocity(admission.model, 3), velocity(admission.model)  # type: ignore[attr-defined]
+    assert off(together[:1], alone) < 1e-5 and off(together[1:2], alone) > 0.01
+
+
+def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Kernels | None) -> None:
+    admission = with_int8(tiny_packs / "ternary", passes, dtype=torch.bfloat16)
+    result = velocity(admission.model, dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    assert result.dtype == torch.bfloat16
+    assert off(result, velocity(model(tiny_packs / "ternary"))) < 0.04
+
+
+def test_buffers_are_given_back(tiny_packs: Path) -> None:
+    admission = with_int8(tiny_packs / "ternary", None)
+    velocity(admission.model)  # type: ignore[attr-defined]
+    assert admission.scratch._buffers
+    admission.scratch.clear()
+    assert not admission.scratch._buffers
+
+
+def test_threads_change_nothing(library: Path) -> None:
+    codes, scales = torch.randint(0, 256, (200, 64), dtype=torch.uint8), torch.rand(200, 2)
+    x, w = torch.randn(50, 256), kernels.Codes(codes, scales, 2)
+    answers = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            kernel = compiled(library)
+        finally:
+            torch.set_num_threads(before)
+        out = torch.full((50, 100), float("nan"))
+        kernel.gate(kernel.quantize(x), w, out)
+        answers.append(out)
+    assert torch.equal(*answers) and answers[0].isfinite().all()
+
+
+def test_a_library_is_built_once_and_must_agree(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(library)
+    (built,) = library.iterdir()
+    time = built.stat().st_mtime_ns
+    compiled(library)
+    assert [path.stat().st_mtime_ns for path in library.iterdir()] == [time]
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "AGREE", 1e-9)  # nobody agrees so closely
+        with pytest.raises(Unavailable, match="% off"):
+            kernels.load(library, detect(), GROUP)
+    (tmp_path / built.name).write_bytes(b"no library")
+    with pytest.raises(Unavailable, match="can't be loaded"):
+        kernels.load(tmp_path, detect(), GROUP)
+
+
+@pytest.fixture
+def fast() -> Hardware:
+    """This machine, said to have what the passes are written for; only for what fails before anything of them runs."""
+    return replace(detect(), features=frozenset({"avx512_vnni"}))
+
+
+@pytest.fixture
+def compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is all of PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    yield folder
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="the passes are for Linux")
+def test_whatever_is_missing_is_said_and_torch_takes_over(compilers: Path, fast: Hardware, tmp_path: Path) -> None:
+    def reason(hardware: Hardware = fast, group: int = GROUP) -> str:
+        assert kernels.chosen(tmp_path, hardware, group) is None
+        (finding,) = measured.recall(tmp_path).values()
+        assert finding["sentence"].startswith("int8 passes in torch, without compiled ones: ")
+        assert not (tmp_path / "kernels").exists() or not list((tmp_path / "kernels").iterdir())
+        return finding["sentence"]
+
+    assert "AVX-512 VNNI" in reason(replace(fast, features=frozenset({"avx2"})))
+    assert "groups of a multiple of 32" in reason(group=24)
+    assert "no C++ compiler was found" in reason()
+    script(compilers / "g++", 'test "$1" = --version && echo "g++ 99" && exit; echo "kernels.cpp: no" >&2; exit 1')
+    assert "g++ 99 can't build them: kernels.cpp: no" in reason()
+    script(compilers / "g++", 'test "$1" = --version && echo "g++ 99" && exit; kill -9 $$')
+    assert "g++ 99 can't build them: no message" in reason()
