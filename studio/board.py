@@ -12,6 +12,9 @@ from studio.page import Look, Page, Tab
 
 Show = Callable[[Any], Any]
 
+# Without an empty `show_progress_on`, gradio's script tells every output of every event about each event's progress.
+QUIET: dict[str, Any] = dict(show_progress="hidden", show_progress_on=[], api_visibility="private")
+
 
 class Board:
     """Names for components. Regions add theirs with `add` and wire them with `on`, after all are laid out."""
@@ -35,7 +38,8 @@ class Board:
         """Wire `trigger` (a component's event, or a list of them) to answer(tab, [event data,] *values of `inputs`).
 
         A generator function streams Looks and runs beside others; anything else answers at once, past gradio's queue.
-        `outputs` None: every part; empty: the answer is thrown away.
+        `outputs` are the parts that it may name: gradio builds each of them anew for every Look, named or not (0.7 ms
+        a part), so None, every part, is for a project that opens. Empty: the answer is thrown away.
         """
         import gradio as gr
 
@@ -57,10 +61,9 @@ class Board:
             fn=stream if streams else once,
             inputs=[self.parts[name] for name in inputs],
             outputs=[self.parts[name] for name in names],
-            show_progress="hidden",
-            api_visibility="private",
             trigger_mode="multiple",
         )
+        chosen |= QUIET
         # A stream lasts as long as the queue is busy: any number of tabs may look.
         chosen |= dict(concurrency_limit=None) if streams else dict(queue=False)
         chosen |= options
@@ -70,9 +73,11 @@ class Board:
         """A Look as gradio takes it from a function whose outputs are these parts (None: all)."""
         import gradio as gr
 
-        tab.shown.update(look)
         wanted = self.parts if names is None else names
-        found = {self.parts[name]: self._shown(name, value) for name, value in look.items() if name in wanted}
+        if strange := look.keys() - set(wanted):
+            raise KeyError(f"an event answers with {sorted(strange)}, which are not among its outputs")
+        tab.shown.update(look)
+        found = {self.parts[name]: self._shown(name, value) for name, value in look.items()}
         if found or not wanted:
             return found or None
         return gr.skip() if len(wanted) == 1 else tuple(gr.skip() for _ in wanted)

@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 
 Look = dict[str, Any]
 
+# Parts of the page that change together, for the events' outputs (see board.on)
+SCENE = ("stage", "caption", "strip", "tree", "revisions", "queue", "progress")  # with a picture that comes
+MODEL = ("model", "switch", "bar", "facts")  # with the choice of a model
+REUSED = ("prompt", "seed", "steps", "quality", "size", "base", "lock", *MODEL, "past", "unmix")  # as a picture had it
+
 STRIP = 200  # pictures in strip and tree; older ones are in the library
 ENDED = 8  # rows of the queue that ended without a picture
 ASLEEP = 4.0  # seconds; a follower moves once a second, so one that was silent for longer was left by its connection

@@ -13,11 +13,12 @@ from engine import chain
 from engine.types import BadRequest, Request
 from studio import relatives, views
 from studio.models import sibling
-from studio.page import Look, Page, Tab
+from studio.page import SCENE, Look, Page, Tab
 from studio.rows import RUNNING, WAITING, Image, Job
 
 NEW_SEEDS = 1_000_000  # the dice's: many enough, and short enough to be read out and typed
 SEEDS = 4  # of one Shift+Enter
+STARTED = (*SCENE, "base", "diff", "seed", "past", "unmix")  # what a run may change on the page
 CONTROLS = ("size", "quality", "seed", "lock", "steps", "model", "base", "past")  # saved with the prompt as it is typed
 
 

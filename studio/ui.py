@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.catalog import Model
 from studio import api, space, ui_bar, ui_library, ui_prompt, ui_stage, ui_workshop
 from studio.batches import Batches
-from studio.board import Board
+from studio.board import QUIET, Board
 from studio.desk import Desk
 from studio.extras import Extras
 from studio.history import History
@@ -88,8 +88,7 @@ def _wire_opening(blocks: "gr.Blocks", board: Board, more: Callable[[Tab, Look],
         for look in page.follow(tab):
             yield board.update(tab, look)
 
-    quiet: dict[str, Any] = dict(show_progress="hidden", api_visibility="private", concurrency_limit=None)
-    blocks.load(opened, None, list(board.parts.values()), **quiet)
+    blocks.load(opened, None, list(board.parts.values()), concurrency_limit=None, **QUIET)
     # A safety net for another tab's pictures and lost connections, never the fast path.
     late = ["stage", "caption", "strip", "tree", "revisions", "queue", "progress", "model", "grid_models"]
     board.on(gr.Timer(5).tick, page.tick, outputs=late)

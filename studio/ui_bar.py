@@ -7,7 +7,7 @@ from engine.types import EngineError
 from studio import space
 from studio.board import Board
 from studio.models import sibling
-from studio.page import Look, Page, Tab
+from studio.page import MODEL, SCENE, Look, Page, Tab
 from studio.runs import Runs
 from studio.template import filling, template
 
@@ -72,9 +72,10 @@ def wire(board: Board, runs: Runs) -> None:
         yield look
         yield from page.follow(tab)
 
-    board.on(part["model"].input, choose, ["model"])
-    board.on(part["switch"].click, switch, ["model", "size", "steps"])
-    board.on(part["queue"].job, steer, event=True)
+    chosen = [*MODEL, "size", "steps"]
+    board.on(part["model"].input, choose, ["model"], outputs=chosen)
+    board.on(part["switch"].click, switch, ["model", "size", "steps"], outputs=chosen)
+    board.on(part["queue"].job, steer, outputs=SCENE, event=True)
     board.on(part["project"].input, go, ["project"])
 
 

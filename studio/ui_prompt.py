@@ -8,7 +8,7 @@ from engine.plan import MAX_STEPS
 from studio.board import Board
 from studio.models import Offer
 from studio.page import Look, Tab
-from studio.runs import CONTROLS, NEW_SEEDS, SEEDS, Runs
+from studio.runs import CONTROLS, NEW_SEEDS, SEEDS, STARTED, Runs
 from studio.template import filling, template
 from studio.views import idle
 
@@ -86,10 +86,10 @@ def wire(board: Board, runs: Runs) -> None:
         return {}
 
     part = board.parts
-    board.on([part["prompt"].submit, part["generate"].click], run, controls)
-    board.on(part["four"].click, four, controls)
-    board.on(part["stage"].example, example, controls, event=True)
-    board.on(part["stop"].click, runs.stop)
+    board.on([part["prompt"].submit, part["generate"].click], run, controls, outputs=STARTED)
+    board.on(part["four"].click, four, controls, outputs=STARTED)
+    board.on(part["stage"].example, example, controls, outputs=[*STARTED, "prompt"], event=True)
+    board.on(part["stop"].click, runs.stop, outputs=["progress"])
     board.on(
         part["dice"].click,
         lambda tab: {"seed": secrets.randbelow(NEW_SEEDS)} | board.page.past(None),

@@ -6,7 +6,7 @@ from typing import Any
 from studio import views
 from studio.board import Board
 from studio.desk import Desk
-from studio.page import Look, Tab
+from studio.page import REUSED, SCENE, Look, Tab
 from studio.runs import Runs
 from studio.template import filling, template
 
@@ -29,7 +29,8 @@ def lay_out_strip(board: Board) -> None:
 
 def wire(board: Board, runs: Runs, desk: Desk) -> None:
     stage, strip = board.parts["stage"], board.parts["strip"]
-    quick: dict[str, Any] = dict(event=True)
+    told: dict[str, Any] = dict(event=True)
+    scene: dict[str, Any] = dict(outputs=SCENE, event=True)
 
     def operate(name: str) -> Any:
         def act(tab: Tab, data: dict[str, Any]) -> Iterator[Look]:
@@ -48,17 +49,19 @@ def wire(board: Board, runs: Runs, desk: Desk) -> None:
         lambda tab, d: desk.pair(tab, d.get("a"), d.get("b")),
         outputs=["caption", "progress"],
         trigger_mode="always_last",
-        **quick,
+        **told,
     )
-    board.on(stage.rate, lambda tab, d: desk.rate(tab, d.get("id"), d.get("rating")), **quick)
-    board.on(stage.tags, lambda tab, d: desk.tag(tab, d.get("id"), d.get("text")), **quick)
-    board.on(stage.reuse, lambda tab, d: desk.reuse(tab, d.get("id")), **quick)
-    board.on(stage.bin, lambda tab, d: desk.bin(tab, d.get("id")), **quick)
-    board.on(stage.copied, lambda tab, d: desk.copied(d.get("ok")), outputs=["progress"], **quick)
-    board.on(stage.vary, operate("vary"), **quick)
-    board.on(stage.refine, operate("refine"), **quick)
-    board.on(stage.act, operate(""), **quick)
-    board.on(stage.other, other, **quick)
-    board.on(strip.open, lambda tab, d: desk.open(tab, d.get("id")), **quick)
-    board.on(board.parts["revisions"].restore, restore, **quick)
-    board.on(board.parts["undo"].click, desk.undo)
+    rated, opened = ["strip", "tree", "progress"], ["stage", "caption", "progress"]
+    restored = [*opened, "prompt", "base", "revisions"]
+    board.on(stage.rate, lambda tab, d: desk.rate(tab, d.get("id"), d.get("rating")), outputs=rated, **told)
+    board.on(stage.tags, lambda tab, d: desk.tag(tab, d.get("id"), d.get("text")), outputs=rated, **told)
+    board.on(stage.reuse, lambda tab, d: desk.reuse(tab, d.get("id")), outputs=[*REUSED, "progress"], **told)
+    board.on(stage.bin, lambda tab, d: desk.bin(tab, d.get("id")), outputs=[*SCENE, "undo"], **told)
+    board.on(stage.copied, lambda tab, d: desk.copied(d.get("ok")), outputs=["progress"], **told)
+    board.on(stage.vary, operate("vary"), **scene)
+    board.on(stage.refine, operate("refine"), **scene)
+    board.on(stage.act, operate(""), **scene)
+    board.on(stage.other, other, **scene)
+    board.on(strip.open, lambda tab, d: desk.open(tab, d.get("id")), outputs=opened, **told)
+    board.on(board.parts["revisions"].restore, restore, outputs=restored, **told)
+    board.on(board.parts["undo"].click, desk.undo, outputs=[*SCENE, "undo"])

@@ -7,8 +7,8 @@ from studio import space
 from studio.batches import MODELS, SEEDS, Batches
 from studio.board import Board
 from studio.extras import Extras
-from studio.page import Look, Tab
-from studio.runs import CONTROLS
+from studio.page import REUSED, SCENE, Look, Tab
+from studio.runs import CONTROLS, STARTED
 from studio.shop import Shop
 from studio.storage import Storage
 from studio.template import filling, template
@@ -111,7 +111,7 @@ def wire_storage(board: Board, tab: Any, storage: Storage) -> None:
     said = ["storage", "name", "storage_said"]
     board.on(tab.select, storage.look, outputs=said)
     board.on([part["rename"].click, part["name"].submit], storage.rename, ["name"], outputs=["project", *said])
-    board.on(part["empty_bin"].click, storage.empty_bin)
+    board.on(part["empty_bin"].click, storage.empty_bin, outputs=[*SCENE, *said, "undo"])
     board.on(part["drop_project"].click, storage.delete_project)
 
 
@@ -139,15 +139,15 @@ def wire(board: Board, extras: Extras, batches: Batches, shop: Shop) -> None:
     def read(tab: Tab, file: str) -> Look:
         return batches.read(file)
 
-    board.on(part["drop"].upload, dropped, ["drop", "prompt", *CONTROLS])
-    board.on(part["strip"].export, extras.export)
+    board.on(part["drop"].upload, dropped, ["drop", "prompt", *CONTROLS], outputs=[*SCENE, *REUSED, "project", "drop"])
+    board.on(part["strip"].export, extras.export, outputs=["progress", "parcel"])
     grid = ["grid_kind", "grid_prompts", "grid_seeds", "grid_models", *CONTROLS]
     changes = [part[name].change for name in grid[:4]]
     board.on(changes, estimate_grid, grid, outputs=["cost"], trigger_mode="always_last")
-    board.on(part["grid_go"].click, make_grid, grid)
+    board.on(part["grid_go"].click, make_grid, grid, outputs=[*SCENE, "cells", "cost"])
     filled, typed = ["slots", "table", *CONTROLS], [part["slots"].change, part["table"].change]
     board.on(typed, estimate, filled, outputs=["bill"], trigger_mode="always_last")
-    board.on(part["fill"].click, fill, filled)
+    board.on(part["fill"].click, fill, filled, outputs=[*SCENE, "bill"])
     board.on(part["csv"].upload, read, ["csv"], outputs=["table", "bill"])
     arrived = ["shop", "shop_said", "get", "model", "grid_models"]
     board.on(part["get_go"].click, shop.get, ["get"], outputs=arrived)
@@ -170,7 +170,8 @@ def wire_live(board: Board, extras: Extras, shop: Shop) -> None:
     # gradio draws the fold's content when it opens, and a template that changed before comes up empty.
     board.on(part["more"].expand, lambda tab, model: {"facts": board.page.facts(model)}, ["model"], outputs=["facts"])
     board.on(changes, foresee, CONTROLS, outputs=["foresee"], trigger_mode="always_last")
-    board.on([part["prompt"].input, part["live"].input], typed, ["live", "prompt", "stage", *CONTROLS])
+    following = [part["prompt"].input, part["live"].input]
+    board.on(following, typed, ["live", "prompt", "stage", *CONTROLS], outputs=STARTED)
 
 
 def _plain(text: str) -> str:
