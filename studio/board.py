@@ -55,6 +55,7 @@ class Board:
             tab = self.tab(request)
             for look in answer(tab, *given, *values):
                 yield self.update(tab, look, names)
+            yield self.update(tab, {}, names)  # gradio says a stream's last word twice, the second time out of date
 
         streams = inspect.isgeneratorfunction(answer)
         chosen: dict[str, Any] = dict(

@@ -5,10 +5,11 @@ shows. `runs` starts pictures, `desk` acts on them, `shelf` is the library; each
 """
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,10 @@ REUSED = ("prompt", "seed", "steps", "quality", "size", "base", "lock", *MODEL, 
 STRIP = 200  # pictures in strip and tree; older ones are in the library
 ENDED = 8  # rows of the queue that ended without a picture
 ASLEEP = 4.0  # seconds; a follower moves once a second, so one that was silent for longer was left by its connection
+LINGER = 30.0  # seconds that an idle tab's follower stays; gradio may lose what is asked while its stream is closing
+BEAT = 5.0  # seconds after which a follower says something, since only then a closed tab is noticed
+GLANCE = 0.1  # seconds; steps that follow each other more quickly nobody could read, and each costs what a picture does
+BREATH = 0.08  # seconds that a browser has to fetch and paint a picture before it must draw the lists
 TABS = 500  # of which something is remembered
 
 EXAMPLES = (  # the first of each language that the model reads, then English ones up to four
@@ -71,9 +76,12 @@ class Page:
     """What the page shows. One for all tabs; a tab is told apart by its session."""
 
     def __init__(
-        self, history: History, jobs: Jobs, settings: Settings, offers: Sequence[Offer], others: Sequence[Model] = ()
-    ) -> None:
+        self, history: History, jobs: Jobs, settings: Settings, offers: Sequence[Offer], others: Sequence[Model] = (),
+        patient: bool = False,
+    ) -> None:  # fmt: skip
+        """`patient`: for a browser, whose followers linger and whose pictures are painted before the lists come."""
         self.history, self.jobs, self.settings = history, jobs, settings
+        self.linger, self.breath = (LINGER, BREATH) if patient else (0.0, 0.0)
         self.offers = {offer.model: offer for offer in offers}
         self.others = others
         self.first = offers[0]
@@ -217,30 +225,44 @@ class Page:
     # Following the queue
 
     def follow(self, tab: Tab) -> Iterator[Look]:
-        """What changes until the owner's queue is empty. A tab is followed once: a second call ends at once."""
+        """What changes until the owner's queue stays empty. A tab is followed once: a second call ends at once."""
         me = object()
         if not self._moves(tab, me):
             return
         try:
-            before: set[int] = set()
             with closing(self.jobs.watch_queue(tab.owner)) as queue:  # type: ignore[type-var]
-                for jobs in queue:
-                    yield self.fresh(tab, self._news(tab, jobs, before))
-                    before = {job.id for job in jobs}
-                    if not self._moves(tab, me) or (not jobs and self._ended(tab, me)):
-                        return
+                yield from self._watch(tab, me, queue)
         finally:
             self._leave(tab, me)
+
+    def _watch(self, tab: Tab, me: object, queue: Iterator[tuple[Job, ...]]) -> Iterator[Look]:
+        before: dict[int, str] = {}
+        told, busy = -math.inf, time.monotonic()
+        for jobs in queue:
+            now, states = time.monotonic(), {job.id: job.state for job in jobs}
+            if states or before or tab.waiting:
+                busy = now
+                if states != before or now - told > GLANCE:
+                    for look in self._news(tab, jobs, before.keys() - states.keys()):
+                        yield self.fresh(tab, look)
+                        if "stage" in look:
+                            time.sleep(self.breath)
+                    told = now
+            elif now - told > BEAT:  # what other tabs did
+                yield self.fresh(tab, self.paint(tab))
+                told = now
+            before = states
+            if not self._moves(tab, me) or (not jobs and now - busy >= self.linger and self._ended(tab, me)):
+                return
 
     def tick(self, tab: Tab) -> Look:
         """What a tab that isn't followed has missed: another tab's pictures, or its own after a lost connection."""
         if not self._moves(tab, tick := object()):
             return {}
         self._leave(tab, tick)
-        jobs = self.jobs.queue(tab.owner)
-        look = self.paint(tab) | self._news(tab, jobs, set())
-        if not jobs and look["progress"] == views.idle():
-            look.pop("progress")  # the last word about the last run stays
+        look, jobs = self.paint(tab), self.jobs.queue(tab.owner)
+        for news in self._news(tab, jobs):
+            look |= news
         return self.fresh(tab, look) | self._arrived(tab)
 
     def _arrived(self, tab: Tab) -> Look:
@@ -259,6 +281,11 @@ class Page:
         newest = self.images(tab)[-1:]
         firsts = {job.batch: job.id for job in reversed(self.jobs.queue(tab.owner)) if job.project == tab.project}
         tab.waiting = dict.fromkeys(firsts.values(), newest[0].id if newest else None)
+
+    def followed(self, tab: Tab) -> bool:
+        """Whether somebody tells this tab what happens in the queue."""
+        with self._lock:
+            return time.monotonic() - self._followed.get(tab.session, (None, -math.inf))[1] < ASLEEP
 
     def _moves(self, tab: Tab, follower: object) -> bool:
         """Whether this follower may go on: it is the tab's only one, or the other one has fallen asleep."""
@@ -327,23 +354,30 @@ class Page:
             return filling(label="", words=[])
         return filling(label=f"Changes since {last.label}", words=views.words(parts, around=3))
 
-    def _news(self, tab: Tab, jobs: Sequence[Job], before: set[int]) -> Look:
-        active = {job.id for job in jobs}
-        look: Look = {"queue": self.queue(tab, jobs)}
+    def _news(self, tab: Tab, jobs: Sequence[Job], gone: Collection[int] = ()) -> Iterator[Look]:
+        """First the picture that came, so that nothing holds it up; then queue and progress, and what lists it."""
         mine = [job for job in jobs if job.project == tab.project]
-        look["progress"] = views.progress(mine)
-        if before - active or any(id not in active for id in tab.waiting):
-            look |= self.paint(tab)
-        for job in self.history.jobs(tab.owner, t.job.c.id.in_(tab.waiting)):
-            if job.id in active:
-                continue
-            other = tab.waiting.pop(job.id)
+        progress = views.progress(mine)
+        over = self._over(tab)
+        for job, other in over:
             if job.state == DONE and job.image:
                 pair = self.history.images(tab.owner, filter(None, [job.image, other]))
-                look |= self.stage(tab, *pair[:2])
+                yield self.stage(tab, *pair[:2])
             elif not mine:
-                look["progress"] = views.idle("error" if job.state == FAILED else "stopped", views.job_text(job))
-        return look
+                progress = views.idle("error" if job.state == FAILED else "stopped", views.job_text(job))
+        look: Look = {"queue": self.queue(tab, jobs)}
+        if mine or over or tab.shown.get("progress", {}).get("state") == "busy":
+            look["progress"] = progress  # else the last word stays
+        yield look | (self.paint(tab) if gone or over else {})
+
+    def _over(self, tab: Tab) -> list[tuple[Job, int | None]]:
+        """What the tab waited for and needn't any more: jobs with the pictures to compare theirs with."""
+        waiting = list(tab.waiting)  # another event may add to it meanwhile
+        jobs = {job.id: job for job in self.history.jobs(tab.owner, t.job.c.id.in_(waiting))}
+        for id in waiting:
+            if id not in jobs:  # deleted for good
+                tab.waiting.pop(id, None)
+        return [(job, tab.waiting.pop(job.id, None)) for job in jobs.values() if job.over]
 
     def refused(self, error: Exception) -> Look:
         """An error as the page says it: a sentence; what is a bug of ours is logged."""

@@ -53,8 +53,9 @@ class Runs:
             look["seed"] = requests[0].seed
         if not controls["lock"]:
             look |= self.page.past(None)
+        yield self.expect(tab, jobs, _shown(shown)) | look
         self.save(tab, prompt, {**controls, **{name: look[name] for name in CONTROLS if name in look}})
-        yield from self.wait(tab, jobs, _shown(shown), look)
+        yield from self.page.follow(tab)
 
     def again(self, tab: Tab, image: Image, request: Request, op: str) -> Iterator[Look]:
         """Queue a relative of a picture, to be shown over it."""
@@ -63,14 +64,14 @@ class Runs:
         except Exception as error:
             yield self.page.refused(error)
             return
-        yield from self.wait(tab, jobs, image.id, {})
+        yield self.expect(tab, jobs, image.id)
+        yield from self.page.follow(tab)
 
-    def wait(self, tab: Tab, jobs: Sequence[Job], other: int | None, look: Look) -> Iterator[Look]:
-        """Show that they are queued, then follow them: the first one's picture goes on the stage, over `other`."""
+    def expect(self, tab: Tab, jobs: Sequence[Job], other: int | None) -> Look:
+        """The first one's picture will go on the stage, over `other`. That they are queued a follower says as well."""
         tab.waiting[jobs[0].id] = other
         tab.batch = [job.id for job in jobs]
-        yield look | {"progress": views.progress(jobs), "queue": self.page.queue(tab)}
-        yield from self.page.follow(tab)
+        return {} if self.page.followed(tab) else {"progress": views.progress(jobs), "queue": self.page.queue(tab)}
 
     def example(self, tab: Tab, index: int, controls: Mapping[str, Any]) -> Iterator[Look]:
         """One of the empty stage's prompts, typed and run."""
@@ -153,7 +154,8 @@ class Runs:
                 jobs.cancel(tab.owner, number)
             elif what == "retry":
                 job = jobs.retry(tab.owner, number)
-                yield from self.wait(tab, [job], None, {})
+                yield self.expect(tab, [job], None)
+                yield from self.page.follow(tab)
             elif what in ("sooner", "later"):
                 self._move(tab, number, -1 if what == "sooner" else 1)
         except Exception as error:

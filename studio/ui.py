@@ -4,7 +4,7 @@ Knows which regions there are and in which order they are drawn; what they hold 
 `page`'s and its friends'. Gradio is imported inside functions, after `serve.prepare` has told it to stay quiet.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.catalog import Model
@@ -16,7 +16,7 @@ from studio.extras import Extras
 from studio.history import History
 from studio.jobs import Jobs
 from studio.models import Offer
-from studio.page import Look, Page, Tab
+from studio.page import SCENE, Look, Page, Tab
 from studio.runs import Runs
 from studio.settings import Settings
 from studio.shelf import Shelf
@@ -33,7 +33,7 @@ def build(
     """The page for these models (the first is chosen), with `others` named as what could be installed."""
     import gradio as gr
 
-    page = Page(history, jobs, settings, offers, others)
+    page = Page(history, jobs, settings, offers, others, patient=True)
     runs, desk, shelf = Runs(page), Desk(page), Shelf(page)
     extras, batches, shop = Extras(page, runs), Batches(page, runs), Shop(page)
     board = Board(page)
@@ -81,14 +81,13 @@ def _wire_opening(blocks: "gr.Blocks", board: Board, more: Callable[[Tab, Look],
 
     page = board.page
 
-    def opened(request: gr.Request) -> Iterator[Any]:
+    def opened(request: gr.Request) -> Any:
         tab = board.tab(request)
         whole = page.whole(tab, request.query_params.get("project"))
-        yield board.update(tab, whole | more(tab, whole))
-        for look in page.follow(tab):
-            yield board.update(tab, look)
+        return board.update(tab, whole | more(tab, whole))
 
-    blocks.load(opened, None, list(board.parts.values()), concurrency_limit=None, **QUIET)
+    loaded = blocks.load(opened, None, list(board.parts.values()), queue=False, **QUIET)
+    board.on(loaded.then, page.follow, outputs=SCENE)
     # A safety net for another tab's pictures and lost connections, never the fast path.
     late = ["stage", "caption", "strip", "tree", "revisions", "queue", "progress", "model", "grid_models"]
     board.on(gr.Timer(5).tick, page.tick, outputs=late)

@@ -45,7 +45,8 @@ def lay_out(board: Board) -> None:
         gr.Button("Library", elem_id="open-library", size="lg", min_width=0)
     gr.Button("Workshop", elem_id="open-workshop", size="lg", min_width=0)
     gr.Button("Keys", elem_id="open-keys", size="lg", min_width=0)
-    template("keys", filling(keys=[{"key": key, "does": does} for key, does in KEYS]), elem_id="keys")
+    keys = filling(keys=[{"key": key, "does": does} for key, does in KEYS])
+    board.add("keys", template("keys", keys, elem_id="keys"))
 
 
 def wire(board: Board, runs: Runs) -> None:
@@ -63,20 +64,18 @@ def wire(board: Board, runs: Runs) -> None:
     def steer(tab: Tab, data: dict[str, Any]) -> Iterator[Look]:
         yield from runs.steer(tab, data.get("id"), str(data.get("what")))
 
-    def go(tab: Tab, chosen: object) -> Iterator[Look]:
+    def go(tab: Tab, chosen: object) -> Look:
         try:
-            look = page.whole(tab, chosen_project(page, tab, chosen))
+            return page.whole(tab, chosen_project(page, tab, chosen))
         except EngineError as error:
-            yield page.refused(error) | page.projects(tab)
-            return
-        yield look
-        yield from page.follow(tab)
+            return page.refused(error) | page.projects(tab)
 
     chosen = [*MODEL, "size", "steps"]
     board.on(part["model"].input, choose, ["model"], outputs=chosen)
     board.on(part["switch"].click, switch, ["model", "size", "steps"], outputs=chosen)
     board.on(part["queue"].job, steer, outputs=SCENE, event=True)
-    board.on(part["project"].input, go, ["project"])
+    gone = board.on(part["project"].input, go, ["project"])
+    board.on(gone.then, page.follow, outputs=SCENE)
 
 
 def chosen_project(page: Page, tab: Tab, chosen: object) -> int:

@@ -160,7 +160,6 @@ def wire_live(board: Board, extras: Extras, shop: Shop) -> None:
     part = board.parts
 
     def typed(tab: Tab, on: bool, prompt: str, stage: Any, *values: Any) -> Iterator[Look]:
-        yield {}  # a generator that ends without a word makes gradio set every output to nothing
         yield from extras.typed(tab, on, prompt, dict(zip(CONTROLS, values, strict=True)), stage)
 
     def foresee(tab: Tab, *values: Any) -> Look:
@@ -170,8 +169,8 @@ def wire_live(board: Board, extras: Extras, shop: Shop) -> None:
     # gradio draws the fold's content when it opens, and a template that changed before comes up empty.
     board.on(part["more"].expand, lambda tab, model: {"facts": board.page.facts(model)}, ["model"], outputs=["facts"])
     board.on(changes, foresee, CONTROLS, outputs=["foresee"], trigger_mode="always_last")
-    following = [part["prompt"].input, part["live"].input]
-    board.on(following, typed, ["live", "prompt", "stage", *CONTROLS], outputs=STARTED)
+    for trigger in (part["keys"].typed, part["live"].input):  # not prompt.input: with Live off a key costs no stream
+        board.on(trigger, typed, ["live", "prompt", "stage", *CONTROLS], outputs=STARTED)
 
 
 def _plain(text: str) -> str:

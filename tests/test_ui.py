@@ -12,7 +12,7 @@ from engine import catalog
 from engine.prompt import unknown_words
 from engine.types import BadRequest, Request
 from engine.worker import Worker
-from studio import library, models, page, views
+from studio import jobs, library, models, page, views
 from studio.desk import Desk
 from studio.history import History
 from studio.jobs import Jobs
@@ -63,7 +63,8 @@ def desktop(tmp_path: Path) -> Iterator[Desktop]:
         yield Desktop(history, jobs, settings)
 
 
-def test_a_run_from_enter_to_the_stage(desktop: Desktop) -> None:
+def test_a_run_from_enter_to_the_stage(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "GLANCE", 0.0)
     looks = desktop.run("a red circle")
     assert looks[0]["progress"]["state"] == "busy"
     steps = [look["progress"]["text"] for look in looks if look.get("progress", {}).get("text", "").startswith("Step")]
@@ -265,6 +266,37 @@ def test_a_follower_that_fell_asleep_is_replaced(desktop: Desktop, monkeypatch: 
     monkeypatch.setattr(page, "ASLEEP", 60.0)
     assert list(asleep) == []  # it wakes up, finds another in its place and leaves
     awake.close()
+
+
+def test_steps_too_quick_to_read_are_not_told_and_the_picture_comes_before_the_lists(desktop: Desktop) -> None:
+    looks = desktop.run("a red circle", steps=20)  # 20 ms each
+    assert sum("Step" in look.get("progress", {}).get("text", "") for look in looks) < 10
+    order = [name for look in looks for name in ("stage", "strip") if name in look]
+    assert order.index("stage") < len(order) - 1 and order[-1] == "strip"
+    assert not any("stage" in look and "strip" in look for look in looks)
+
+
+def test_a_queue_read_too_early_does_not_lose_a_picture(desktop: Desktop) -> None:
+    request = desktop.runs.request("a red circle", DEFAULTS | {"steps": 50})
+    (job,) = desktop.jobs.submit(LOCAL, desktop.tab.project, request)
+    desktop.runs.expect(desktop.tab, [job], None)
+    news = list(desktop.page._news(desktop.tab, []))  # what a follower knows that looked just before
+    assert not any("stage" in look for look in news) and job.id in desktop.tab.waiting
+    desktop.jobs.cancel(LOCAL, job.id)
+    list(desktop.page.follow(desktop.tab))
+    assert desktop.tab.waiting == {}
+
+
+def test_a_follower_of_an_idle_tab_lingers_and_leaves_the_last_word(
+    desktop: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = desktop.make("a red circle")
+    monkeypatch.setattr(page, "BEAT", 0.0)
+    monkeypatch.setattr(jobs, "HEARTBEAT", 0.01)
+    desktop.page.linger = 0.2
+    desktop.tab.shown |= desktop.desk.tag(desktop.tab, image.id, "sea")
+    looks = list(desktop.page.follow(desktop.tab))
+    assert len(looks) > 3 and not any("progress" in look for look in looks)
 
 
 def test_ids_that_are_not_there_are_sentences(desktop: Desktop) -> None:

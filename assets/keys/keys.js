@@ -51,6 +51,10 @@ document.addEventListener("keydown", (event) => {
   action();
 }, true);
 
+document.addEventListener("input", (event) => {
+  if (event.target.matches("#prompt textarea") && find("#live input").checked) trigger("typed");
+});
+
 element.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
 });
