@@ -66,6 +66,7 @@ class Tab:
     revision: int = 0  # the one worked on: run or restored last
     waiting: dict[int, int | None] = field(default_factory=dict)
     batch: list[int] = field(default_factory=list)  # the jobs that 1 to 4 pick from
+    begun: float = -math.inf  # when it asked for a new project last
     undo: tuple[int, ...] = ()  # what the last deletion took
     models: int = 0  # how many its lists of models hold
     sure: tuple[object, ...] = ()  # what was asked for once and takes a second press

@@ -1,5 +1,6 @@
 """The bar at the top: project, model, queue, library, keys."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from studio.runs import Runs
 from studio.template import filling, template
 
 NEW = 0  # the project list's last line
+TWICE = 1.0  # seconds in which nobody wants two new projects
 
 KEYS = (
     ("Enter", "make the picture"), ("Shift+Enter", "four new seeds"), ("Alt+Enter", "new line in the prompt"),
@@ -65,6 +67,11 @@ def wire(board: Board, runs: Runs) -> None:
         yield from runs.steer(tab, data.get("id"), str(data.get("what")))
 
     def go(tab: Tab, chosen: object) -> Look:
+        # gradio says the choice again when its list loses the focus
+        if chosen == tab.project or chosen == NEW and time.monotonic() - tab.begun < TWICE:
+            return page.projects(tab)
+        if chosen == NEW:
+            tab.begun = time.monotonic()
         try:
             return page.whole(tab, chosen_project(page, tab, chosen))
         except EngineError as error:
