@@ -3,6 +3,7 @@
 Knows rows, not gradio. Functions hand out one Look and never raise: an error is a sentence.
 """
 
+import time
 from collections.abc import Callable
 
 from engine.types import BadRequest
@@ -25,15 +26,23 @@ class Desk:
         return self._try(lambda: self.page.stage(tab, self.page.image(tab, id)))
 
     def rate(self, tab: Tab, id: object, rating: object) -> Look:
-        """Keep, reject or neither; the page has painted it already, the count is ours."""
-
-        def change() -> Look:
-            kept = {"kept": True, "rejected": False}.get(str(rating))
+        """Keep, reject or neither; the page has painted it already, the count is ours. A refusal takes it back."""
+        kept = {"kept": True, "rejected": False}.get(str(rating))
+        try:
             self.page.history.keep(tab.owner, [self.page.image(tab, id).id], kept)
-            look = self.page.paint(tab)
-            return {"strip": look["strip"], "tree": look["tree"]}
+        except Exception as error:
+            return self._taken_back(tab, id) | self.page.refused(error)
+        look = self.page.paint(tab)
+        return {"strip": look["strip"], "tree": look["tree"]}
 
-        return self._try(change)
+    def _taken_back(self, tab: Tab, id: object) -> Look:
+        """What the page showed before it marked something itself; the number makes it draw that again."""
+        look = self.page.paint(tab)
+        there = self.page.images(tab)
+        image = next((image for image in there if image.id == id), there[-1] if there else None)
+        look |= self.page.stage(tab, image)
+        again = {"again": time.monotonic_ns()}
+        return {name: look[name] | again for name in ("strip", "tree", "stage")} | {"caption": look["caption"]}
 
     def tag(self, tab: Tab, id: object, text: object) -> Look:
         """Replace a picture's tags by these, separated by commas."""

@@ -51,10 +51,11 @@ def wire(board: Board, runs: Runs, desk: Desk) -> None:
         trigger_mode="always_last",
         **told,
     )
-    rated, opened = ["strip", "tree", "progress"], ["stage", "caption", "progress"]
+    opened = ["stage", "caption", "progress"]
+    marked, tagged = [*opened, "strip", "tree"], ["strip", "progress"]
     restored = [*opened, "prompt", "base", "revisions"]
-    board.on(stage.rate, lambda tab, d: desk.rate(tab, d.get("id"), d.get("rating")), outputs=rated, **told)
-    board.on(stage.tags, lambda tab, d: desk.tag(tab, d.get("id"), d.get("text")), outputs=rated, **told)
+    board.on(stage.rate, lambda tab, d: desk.rate(tab, d.get("id"), d.get("rating")), outputs=marked, **told)
+    board.on(stage.tags, lambda tab, d: desk.tag(tab, d.get("id"), d.get("text")), outputs=tagged, **told)
     board.on(stage.reuse, lambda tab, d: desk.reuse(tab, d.get("id")), outputs=[*REUSED, "progress"], **told)
     board.on(stage.bin, lambda tab, d: desk.bin(tab, d.get("id")), outputs=[*SCENE, "undo"], **told)
     board.on(stage.copied, lambda tab, d: desk.copied(d.get("ok")), outputs=["progress"], **told)

@@ -156,6 +156,20 @@ def test_keep_reject_and_neither(desktop: Desktop) -> None:
         assert (look["strip"]["kept"], look["tree"]["rows"][0]["rating"]) == (count, rating)
 
 
+def test_a_mark_that_is_refused_is_taken_back(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = desktop.make("a red circle")
+
+    def full(*_: object) -> None:
+        raise BadRequest("the disk is full: make room")
+
+    monkeypatch.setattr(desktop.history, "keep", full)
+    look, second = (desktop.desk.rate(desktop.tab, image.id, "kept") for _ in range(2))
+    assert look["progress"]["text"] == "The disk is full: make room."
+    assert (look["stage"]["a"]["rating"], look["strip"]["pictures"][0]["rating"]) == ("", "")
+    for name in ("stage", "strip", "tree"):  # gradio draws nothing again that is equal to what it drew last
+        assert look[name] != second[name]
+
+
 def test_tags_are_replaced_by_what_was_typed(desktop: Desktop) -> None:
     image = desktop.make("a red circle")
     desktop.desk.tag(desktop.tab, image.id, "sea,  wide   poster ,sea")

@@ -52,12 +52,18 @@ const show = (picture) => {
   }
 };
 
+// Marks first, without the template; it and Python hear of it after the frame that shows them.
 const rate = (wanted) => {
   const a = now().a;
   const rating = a.rating === wanted ? "" : wanted;
-  put({ a: { ...a, rating, is_kept: `${rating === "kept"}`, is_rejected: `${rating === "rejected"}` } }, false);
+  Object.assign(a, { rating, is_kept: `${rating === "kept"}`, is_rejected: `${rating === "rejected"}` });
+  element.querySelector(".keep").setAttribute("aria-pressed", a.is_kept);
+  element.querySelector(".reject").setAttribute("aria-pressed", a.is_rejected);
   say("rated", { id: a.id, rating });
-  trigger("rate", { id: a.id, rating });
+  requestAnimationFrame(() => setTimeout(() => {
+    put({ a: { ...now().a } }, false);
+    trigger("rate", { id: a.id, rating });
+  }));
 };
 
 const copy = async () => {

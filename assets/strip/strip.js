@@ -35,11 +35,10 @@ desk.addEventListener("shown", (event) => {
   mark();
 });
 desk.addEventListener("rated", ({ detail }) => {
-  for (const item of [record(detail.id), record(detail.id) && thumb(detail.id)]) {
-    if (item instanceof Element) item.className = `thumb ${detail.rating}`;
-  }
   const picture = record(detail.id);
-  if (picture) Object.assign(picture, { rating: detail.rating, is_kept: `${detail.rating === "kept"}`, is_rejected: `${detail.rating === "rejected"}` });
+  if (!picture) return;
+  thumb(detail.id).className = `thumb ${detail.rating}`;
+  Object.assign(picture, { rating: detail.rating, is_kept: `${detail.rating === "kept"}`, is_rejected: `${detail.rating === "rejected"}` });
 });
 desk.addEventListener("choose", () => (thumb(shown.b || shown.a) ?? element.querySelector(".thumb"))?.focus());
 desk.addEventListener("move", (event) => {
