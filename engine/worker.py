@@ -11,6 +11,7 @@ shared lock that a killed child could take to its grave, and a parent that has g
 """
 
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -97,6 +98,12 @@ class Worker:
     def _machine(self) -> hardware.Hardware:
         return hardware.detect()
 
+    def begin(self) -> None:
+        """Start the child now and let it import its libraries, while nobody waits for a picture yet. Raises nothing:
+        what is wrong is said to whoever asks for the first picture."""
+        with self._state, suppress(EngineError):
+            self._alive()
+
     def warm(self, model: str) -> None:
         """Load a model now, so that the first picture needn't wait for it. Blocks; raises what `run` raises."""
         steps = self.run(Request(prompt="a circle", model=model))
@@ -135,13 +142,18 @@ class Worker:
     def _start(self, request: Request) -> tuple[SpawnProcess, Connection, int]:
         """Send a request to the child, which is started first if there is none."""
         with self._state:
-            if self._process is None or self._pipe is None or not self._process.is_alive():
-                self._process, self._pipe = _spawn(self._backend, self._data_dir)
+            process, pipe = self._alive()
             self._number += 1
             self._running = self._number
             with suppress(OSError):  # it died just now: reading the answers finds that out and says so
-                self._pipe.send((self._number, request))
-            return self._process, self._pipe, self._number
+                pipe.send((self._number, request))
+            return process, pipe, self._number
+
+    def _alive(self) -> tuple[SpawnProcess, Connection]:
+        """The child and our end of its pipe, started if there is none. The caller holds `_state`."""
+        if self._process is None or self._pipe is None or not self._process.is_alive():
+            self._process, self._pipe = _spawn(self._backend, self._data_dir)
+        return self._process, self._pipe
 
     def _answers(self, process: SpawnProcess, pipe: Connection, number: int) -> Iterator[Step | Picture]:
         while True:
@@ -230,7 +242,10 @@ def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
     """The child: make what comes down the pipe, until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.disable()  # until the first picture: half a million objects of libraries are no garbage, and looking takes 0.8 s
     engine: Backend | None = None
+    with suppress(Exception):  # what is wrong is said to whoever asks for a picture
+        engine = _open(backend, data_dir)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (message := pipe.recv()) is not None:
             number, request = message
@@ -243,6 +258,7 @@ def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
                 pipe.send((number, None))
             except Exception as error:
                 pipe.send((number, _failure(error)))
+            gc.enable()
 
 
 def _open(backend: str, data_dir: Path) -> Backend:
@@ -260,8 +276,9 @@ def _open(backend: str, data_dir: Path) -> Backend:
                 "on Linux pip install 'mlx[cpu]'"
             ) from None
         return MlxBackend(machine, data_dir)
-    from engine.torch_backend.backend import TorchBackend
+    from engine.torch_backend.backend import TorchBackend, import_libraries
 
+    import_libraries()
     return TorchBackend(machine, data_dir)
 
 

@@ -4,6 +4,7 @@ Knows gradio's launch and the operating system; what the page looks like is `ui`
 """
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -33,6 +34,7 @@ PORTS = 100  # how many are tried from the first one on
 
 def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     """Serve until Ctrl-C or SIGTERM, then close the engine. Raises BadRequest when it can't start, with the way out."""
+    gc.disable()  # what gradio and its libraries bring is no garbage, and looking for some takes half a second
     make_folder(settings.data_dir)
     start_log(settings)
     prepare(settings)
@@ -49,6 +51,8 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
     try:
         blocks = ui.build(history, jobs, settings, offers, models.installable(settings.data_dir))
         address = launch(blocks, replace(settings, port=port), history)
+        gc.enable()
+        engine.begin()
         log.info("serving %s with %s: %s", address, offers[0].model, offers[0].why)
         say(f"Niwaki is open at {address} (stop it with Ctrl-C).")
         say(f"Model: {offers[0].label}. {offers[0].why}")
@@ -57,6 +61,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
             pass
         say("Stopping.")
     finally:
+        gc.enable()
         jobs.close()
         engine.close()
         history.close()

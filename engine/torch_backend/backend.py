@@ -302,6 +302,14 @@ class TorchBackend:
         give_back()
 
 
+def import_libraries() -> None:
+    """What loading a model imports, so that a page can have it behind it when the first picture is asked for."""
+    import diffusers
+    import transformers
+
+    _ = diffusers.AutoencoderKLFlux2, transformers.Qwen3Model  # both packages load their parts when they are named
+
+
 def placed(decided: plan.Plan) -> tuple[torch.dtype, torch.device]:
     """The plan's number format and device, as torch's."""
     return getattr(torch, decided.dtype), torch.device(decided.device)
