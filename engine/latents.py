@@ -5,6 +5,7 @@ A token is a 2 x 2 patch of latent pixels, its channels slowest ([c, 2, 2]). Kno
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from engine.noise import noise
 from engine.types import Request
 
 PATCH = 2  # latent pixels a token side
+
+Array = Any  # of NumPy, torch or MLX: only their arithmetic is used
 
 
 def begin(
@@ -53,6 +56,24 @@ def enlarge(latents: np.ndarray, grid: tuple[int, int], larger: tuple[int, int])
     plane = _stretch(_stretch(plane, larger[0] * PATCH, axis=1), larger[1] * PATCH, axis=2)
     patches = plane.reshape(-1, larger[0], PATCH, larger[1], PATCH).transpose(1, 3, 0, 2, 4)
     return np.ascontiguousarray(patches.reshape(1, larger[0] * larger[1], -1))
+
+
+def shrink(latents: np.ndarray, grid: tuple[int, int], by: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Tokens of a picture 1/`by` as wide: latent pixels averaged, and their grid. What is left over at an edge goes."""
+    rows, columns = (max(1, length // by) for length in grid)
+    patches = latents.reshape(*grid, -1, PATCH, PATCH).transpose(2, 0, 3, 1, 4)
+    plane = patches.reshape(-1, grid[0] * PATCH, grid[1] * PATCH)
+    high, wide = min(by, grid[0]), min(by, grid[1])  # a side shorter than `by` tokens becomes one
+    plane = plane[:, : rows * high * PATCH, : columns * wide * PATCH]
+    means = plane.reshape(-1, rows * PATCH, high, columns * PATCH, wide).mean(axis=(2, 4))
+    patches = means.reshape(-1, rows, PATCH, columns, PATCH).transpose(1, 3, 0, 2, 4)
+    return np.ascontiguousarray(patches.reshape(1, rows * columns, -1)), (rows, columns)
+
+
+def foreseen(before: Array, after: Array, sigma: float, sigma_next: float) -> Array:
+    """Where a step's velocity would lead without another step: the picture that half-denoised latents are on the way
+    to. `before` and `after` are the latents around the step from `sigma` to `sigma_next`."""
+    return after - sigma_next / (sigma_next - sigma) * (after - before)
 
 
 def _stretch(plane: np.ndarray, length: int, axis: int) -> np.ndarray:

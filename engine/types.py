@@ -67,11 +67,12 @@ class Step:
     """Progress: `index` of `total` steps are done (0: the model and the prompt are ready).
 
     `total` counts what this run computes: fewer steps than the request names when it starts from a draft, more when the
-    draft has to be drawn first.
+    draft has to be drawn first. `preview` is a small uint8 [h, w, 3] of what is coming, where steps are slow.
     """
 
     index: int
     total: int
+    preview: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

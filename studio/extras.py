@@ -3,8 +3,6 @@
 Knows rows, recipes and Looks, not gradio. Functions never raise: an error is a sentence.
 """
 
-import base64
-import io
 import itertools
 import threading
 import time
@@ -12,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-from PIL import Image as Pixels
 
 from engine.types import BadRequest, Picture, Request, Step
 from studio import adopt, export, files, modelfiles, pictures, verify, views
@@ -146,14 +142,11 @@ class Extras:
 
 def live_stage(picture: Picture) -> Look:
     """The stage's value for a picture without a row: itself as a small data address, nothing to keep or vary."""
-    pixels = Pixels.fromarray(picture.pixels)
-    buffer = io.BytesIO()
-    pixels.save(buffer, "WEBP", quality=90)
-    url = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    url, (height, width, _) = views.data_address(picture.pixels), picture.pixels.shape
     return filling(
         a={
             "id": 0, "url": url, "thumb": url, "file": "", "alt": picture.request.prompt, "name": "live",
-            "ratio": round(pixels.width / pixels.height, 4), "rating": "", "is_kept": "false", "is_rejected": "false",
+            "ratio": round(width / height, 4), "rating": "", "is_kept": "false", "is_rejected": "false",
             "tags": "", "gone": False,
         },
         b="", mode="one", other="", can_vary=False, can_refine=False, actions=[], live=True,

@@ -278,7 +278,8 @@ class Jobs:
         if owed is not None:
             return replace(job, **owed)
         if progress is not None and progress.id == job.id and job.state == RUNNING:
-            return replace(job, step=progress.step, total=progress.total, seconds_left=self._left(progress))
+            now = dict(step=progress.step, total=progress.total, preview=progress.preview)
+            return replace(job, **now, seconds_left=self._left(progress))  # type: ignore[arg-type]
         return job
 
     def _left(self, job: Job) -> float | None:
@@ -418,7 +419,9 @@ class Jobs:
                     if job.id in self._stopping or self._closing:
                         raise Cancelled("stopped on request")
                     if isinstance(item, Step):
-                        self._progress = replace(job, step=item.index, total=item.total)
+                        before = self._progress.preview if self._progress else None
+                        seen = before if item.preview is None else item.preview  # the last one stays until the next
+                        self._progress = replace(job, step=item.index, total=item.total, preview=seen)
                         self._steps.append(time.monotonic())
                 if isinstance(item, Picture):
                     picture = item

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import chain
 from engine.types import EngineError, Request
 
@@ -54,7 +56,8 @@ class Job:
     """One picture to be made. `step` of `total` are done; `error` is a sentence; `image` the picture's id once done.
 
     `op` says what led here (make, vary, refine, ..) and `parent` is the image it started from. Jobs submitted
-    together share `batch`. `tries` counts starts. `seconds_left` is None while nobody can know.
+    together share `batch`. `tries` counts starts. `seconds_left` is None while nobody can know. `preview` is a small
+    uint8 [h, w, 3] of what is coming, where steps are slow; like it, it is in no row.
     """
 
     id: int
@@ -76,6 +79,7 @@ class Job:
     ended_at: float | None
     image: int | None
     seconds_left: float | None = None
+    preview: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def over(self) -> bool:

@@ -20,6 +20,7 @@ KEYS = (
     ("K", "keep"), ("X", "reject"), ("V", "vary"), ("F", "refine"), ("C", "compare with the next one chosen"),
     ("Space", "flick to the other picture"), ("← →", "the picture before, after"), ("1 to 4", "one of four seeds"),
     ("R", "reuse all settings"), ("L", "lock or unlock the seed"), ("Del", "move to the bin"), ("+ −", "zoom"),
+    ("Shift+arrows", "move about in an enlarged picture"),
     ("/", "to the prompt"), ("?", "this sheet"), ("Esc", "stop; else leave the prompt"),
 )  # fmt: skip
 

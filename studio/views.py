@@ -4,10 +4,15 @@ Knows words and order, not SQL and not gradio. Everything handed out has been th
 whatever a person wrote.
 """
 
+import base64
+import io
 import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from PIL import Image as Pixels
 
 from studio import files, lineage
 from studio.diff import GONE, NEW, SAME, Piece
@@ -16,6 +21,7 @@ from studio.rows import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, WAITING, Im
 from studio.template import Filling, filling
 
 PROMPT_SHOWN = 160  # characters of a prompt where only a glance is wanted; captions and alt texts show all of it
+PREVIEW = 256  # pixels a side of the picture that is on its way
 BRANCHES = 5  # how deep the tree is indented; deeper pictures stand below each other
 
 Words = Sequence[Piece]
@@ -169,7 +175,19 @@ def progress(jobs: Sequence[Job]) -> Filling:
     waiting = sum(each.state == WAITING for each in jobs) - (job.state == WAITING)
     text = job_text(job) if job.state == RUNNING else "Waiting for another picture"
     text += f"; {waiting} more waiting" if waiting else ""
-    return filling(state="busy", text=text, done=job.step, total=job.total, preview="")
+    preview = data_address(job.preview, PREVIEW)
+    return filling(state="busy", text=text, done=job.step, total=job.total, preview=preview)
+
+
+def data_address(pixels: np.ndarray | None, side: int = 0) -> str:
+    """A picture that has no file, as an address that holds it, at most `side` pixels a side; "" for none."""
+    if pixels is None:
+        return ""
+    buffer, picture = io.BytesIO(), Pixels.fromarray(pixels)
+    if side:
+        picture.thumbnail((side, side))
+    picture.save(buffer, "WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def idle(state: str = "idle", text: str = "") -> Filling:

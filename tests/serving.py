@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.catalog import MODELS
 from engine.types import Picture, Request, Step
 from engine.worker import Worker
@@ -54,6 +56,8 @@ class SlowWorker(Worker):
                     item = replace(item, unknown_words=unknown)
                 elif "slow" in request.prompt:
                     time.sleep(0.6)
+                elif "held" in request.prompt and item.index == 1:
+                    item = replace(item, preview=np.full((16, 24, 3), 200, np.uint8))
                 elif "held" in request.prompt and item.index == 2:
                     while self._running is not None and not self.let_go.wait(0.05):
                         pass

@@ -20,6 +20,10 @@ const OTHERS = {
   Delete: act("bin"), Enter: press("#generate"), " ": act("flick"),
 };
 
+// In the library a letter means the picture that has the focus, not the one on the stage below.
+const IN_LIBRARY = { k: "keep", x: "reject", Delete: "bin" };
+const PAN = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
+
 const inPrompt = (event) => {
   if (event.isComposing || event.keyCode === 229) return event.stopPropagation(); // Enter ends a word in Hindi and Tamil
   if (event.key !== "Enter" || (!event.shiftKey && !event.altKey)) return;
@@ -32,6 +36,8 @@ const inPrompt = (event) => {
 
 const escape = () => {
   if (desk.choosing) return say("do", "compare");
+  const sheet = find("#right.open, #revisions.open");
+  if (sheet) return sheet.classList.remove("open");
   if (find("#progress .busy")) return find("#stop").click();
   (find("#stage .view") ?? document.activeElement)?.focus();
 };
@@ -42,9 +48,12 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || find(":popover-open, dialog[open]")) return;
   if (event.key === "Escape" && !event.isComposing) return escape();
   if (target.matches("input, textarea, select, [contenteditable=true], [role=listbox], [role=option]")) return;
-  const own = target === document.body || target.closest("#stage, #strip, #tree, #grid");
+  const own = target === document.body || target.closest("#stage, #strip, #tree");
+  const listed = target.closest("#grid li");
+  if (listed && letters.checked && IN_LIBRARY[event.key]) return listed.querySelector(`[data-do="${IN_LIBRARY[event.key]}"]`)?.click();
   const button = target.closest("button, a, summary");
   if (!own || (button && ["Enter", " "].includes(event.key) && (event.key === "Enter" || button.matches(":focus-visible")))) return;
+  if (event.shiftKey && PAN[event.key]) return say("do", `pan ${PAN[event.key]}`);
   const action = OTHERS[event.key] ?? (letters.checked ? SINGLE[event.key.toLowerCase()] : undefined);
   if (!action || (event.shiftKey && event.key !== "?")) return;
   event.preventDefault();

@@ -7,6 +7,8 @@ const id = (picture) => (picture ? picture.id : 0);
 let zoom = { scale: 1, x: 0, y: 0 };
 let pinned = false; // B was chosen by hand, so it stays while A moves
 
+const PAN = { "pan left": [0.1, 0], "pan right": [-0.1, 0], "pan up": [0, 0.1], "pan down": [0, -0.1] }; // the picture moves the other way
+
 const magnify = (scale, x = zoom.x, y = zoom.y) => {
   scale = Math.min(8, Math.max(1, scale));
   const room = (scale - 1) / 2; // in widths of the picture
@@ -133,6 +135,7 @@ desk.addEventListener("show", (event) => show(event.detail));
 desk.addEventListener("do", (event) => {
   if (event.detail === "zoom in") magnify(zoom.scale * 1.5);
   else if (event.detail === "zoom out") magnify(zoom.scale / 1.5);
+  else if (PAN[event.detail]) magnify(zoom.scale, zoom.x + PAN[event.detail][0], zoom.y + PAN[event.detail][1]);
   else if (now().a && actions[event.detail]) actions[event.detail]();
 });
 watch("value", () => {

@@ -27,6 +27,7 @@ const open = (id) => {
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.id) open(Number(button.dataset.id));
+  else if (button?.dataset.do === "png") document.querySelector("#drop input[type=file]").click();
   else if (button) trigger("export");
 });
 desk.addEventListener("open", (event) => open(event.detail));

@@ -4,6 +4,7 @@ const opener = document.getElementById("open-workshop");
 const toggle = (open) => {
   if (sheet.classList.contains("open") === open) return;
   sheet.classList.toggle("open", open);
+  for (const below of document.querySelectorAll("#desk, #strip")) below.inert = Boolean(document.querySelector(".sheet.open"));
   (open ? sheet.querySelector("[role=tab]") : opener)?.focus();
 };
 document.addEventListener("click", (event) => {

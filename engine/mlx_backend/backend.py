@@ -9,6 +9,7 @@ import gc
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -19,12 +20,13 @@ import numpy as np
 from engine import catalog, plan, prompt, schedule
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes
-from engine.latents import Recent, begin, enlarge
+from engine.latents import Recent, begin, enlarge, foreseen
 from engine.mlx_backend import linear, tuning
 from engine.mlx_backend.text_encoder import TextEncoder
 from engine.mlx_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.mlx_backend.vae import PictureDecoder
 from engine.packs import Component, Pack, open_pack
+from engine.preview import Previews
 from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
 
 SAMPLE_SECONDS = 0.05  # the interval of the published memory figures, which ours are held against
@@ -68,6 +70,7 @@ class Model:
         self.text_encoder: TextEncoder | None = None
         self.transformer: Flux2Transformer2DModel | None = None
         self.decoder: PictureDecoder | None = None
+        self.on_the_way: tuple[Callable[[], np.ndarray], tuple[int, int]] | None = None  # to the end, after a step
 
     def load_text_encoder(self, dtype: mx.Dtype, check: Check) -> TextEncoder:
         if self.text_encoder is None:
@@ -124,8 +127,12 @@ class Model:
         grid = token_grid(request, self.pack)
         sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
         start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
-        for latents in denoise(self.transformer, mx.array(start), embeddings, sigmas[request.start :], grid, check):
+        noisy, rest = mx.array(start), sigmas[request.start :]
+        run = denoise(self.transformer, noisy, embeddings, rest, grid, check)
+        for latents, pair in zip(run, pairwise(rest.tolist()), strict=True):
+            self.on_the_way = partial(_expected, noisy, latents, *pair), grid
             yield latents
+            noisy = latents
         self.recent.put(request, np.array(latents))
 
     def _checked(self, component: Component, dtype: mx.Dtype) -> dict[int, int | None]:
@@ -206,8 +213,10 @@ class MlxBackend:
             total = model.recent.steps_to_make(request)
             yield Step(0, total)
             clock.lap()
+            previews = Previews(lambda tokens, at: decoder.decode(mx.array(tokens), at, check))
             for index, latents in enumerate(model.denoised(request, embeddings, check), start=1):  # noqa: B007
-                yield Step(index, total)
+                assert model.on_the_way is not None
+                yield Step(index, total, previews.after(*model.on_the_way) if index < total else None)
             denoised = clock.lap()
 
             pixels = decoder.decode(latents, token_grid(request, pack), check, decided.vae_tile)
@@ -239,6 +248,10 @@ class MlxBackend:
         self._model = None
         gc.collect()
         mx.clear_cache()
+
+
+def _expected(before: mx.array, after: mx.array, sigma: float, sigma_next: float) -> np.ndarray:
+    return np.array(foreseen(before, after, sigma, sigma_next))
 
 
 class Memory:

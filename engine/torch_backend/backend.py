@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -23,8 +24,9 @@ from torch import Tensor
 from engine import catalog, plan, products, prompt, schedule
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes, resident_bytes
-from engine.latents import Recent, begin, enlarge
+from engine.latents import Recent, begin, enlarge, foreseen
 from engine.packs import Pack, open_pack
+from engine.preview import Previews
 from engine.sampling import sampled
 from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import Admission
@@ -90,6 +92,7 @@ class Model:
         self.text_encoder: TextEncoder | None = None
         self.weights: Weights | None = None
         self.admission: Admission | None = None
+        self.on_the_way: tuple[Callable[[], np.ndarray], tuple[int, int]] | None = None  # to the end, after a step
 
     def load_encoder(self, decided: plan.Plan) -> bool:
         """Open the text encoder, and say whether that was needed. Where it does not stay, the pages of the other
@@ -172,9 +175,12 @@ class Model:
         start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
         noisy, rest = torch.from_numpy(start).to(device), sigmas[request.start :]
         again = self.admission.restart if self.admission else lambda: False
+        run = denoise(self.weights.transformer, noisy, embeddings, rest, grid, check, again)
         try:
-            for latents in denoise(self.weights.transformer, noisy, embeddings, rest, grid, check, again):
+            for latents, pair in zip(run, pairwise(rest.tolist()), strict=True):
+                self.on_the_way = partial(_expected, noisy, latents, *pair), grid
                 yield latents
+                noisy = latents
         finally:
             if self.admission:
                 self.admission.scratch.clear()
@@ -251,9 +257,19 @@ class TorchBackend:
         total = model.recent.steps_to_make(request)
         yield Step(0, total)
         clock.lap(device)
+        def shown(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+            if not decided.keep_text_encoder:
+                give_back()
+            pixels = decoder.decode(torch.from_numpy(tokens).to(device), grid, check)
+            if not decided.keep_text_encoder:
+                decoder.files.release()
+            return pixels
+
+        previews = Previews(shown)
         for index, latents in enumerate(model.denoised(request, embeddings, device, check), start=1):
             clock.wait(latents.device)  # a Step is reported when it is computed, not when it is queued
-            yield Step(index, total)
+            assert model.on_the_way is not None
+            yield Step(index, total, previews.after(*model.on_the_way) if index < total else None)
         model.settle(self.data_dir)
         denoised = clock.lap(device)
 
@@ -308,6 +324,10 @@ def import_libraries() -> None:
     import transformers
 
     _ = diffusers.AutoencoderKLFlux2, transformers.Qwen3Model  # both packages load their parts when they are named
+
+
+def _expected(before: Tensor, after: Tensor, sigma: float, sigma_next: float) -> np.ndarray:
+    return foreseen(before, after, sigma, sigma_next).cpu().numpy()
 
 
 def placed(decided: plan.Plan) -> tuple[torch.dtype, torch.device]:

@@ -52,3 +52,13 @@ def settle(tab: Any) -> None:
 def to_the_stage(tab: Any) -> None:
     """Move the focus from wherever it is to the picture."""
     tab.locator("#stage .view").focus()
+
+
+def start_anew(tab: Any) -> None:
+    """An empty project, so that a test sees its own pictures only."""
+    strip = tab.locator("#strip .strip")
+    before = strip.get_attribute("data-project")
+    tab.locator("#project input").click()
+    tab.get_by_role("option", name="New project").click()
+    expect(strip).not_to_have_attribute("data-project", before)  # an empty stage may be that of the one before
+    tab.locator("#prompt textarea").focus()

@@ -8,20 +8,10 @@ import pytest
 
 from studio.rows import LOCAL, STOPPED
 from tests.browser.conftest import OpenTab
-from tests.browser.steps import NEW, PREVIOUS, Hand, ask_for, expect, make, settle, wait_for
+from tests.browser.steps import NEW, PREVIOUS, Hand, ask_for, expect, make, settle, start_anew, wait_for
 from tests.serving import Served
 
 STEP = re.compile(r"Step \d of 4")
-
-
-def start_anew(tab: Any) -> None:
-    """An empty project, so that a test sees its own pictures only."""
-    strip = tab.locator("#strip .strip")
-    before = strip.get_attribute("data-project")
-    tab.locator("#project input").click()
-    tab.get_by_role("option", name="New project").click()
-    expect(strip).not_to_have_attribute("data-project", before)  # an empty stage may be that of the one before
-    tab.locator("#prompt textarea").focus()
 
 
 def test_the_loop_costs_one_click_where_others_take_three(tab: Any) -> None:
