@@ -11,6 +11,8 @@ import shutil
 import time
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from engine.types import BadRequest
 from studio import modelfiles, pictures
 from studio import tables as t
 from studio.history import IMAGES, History, index, revise
-from studio.recipe import Recipe
+from studio.lineage import chain, past
+from studio.recipe import Link, Recipe
 from studio.rows import DONE, INTERRUPTED, LOCAL, Image, as_json, columns, fingerprint
 from studio.saving import files, make_thumb
 
@@ -96,6 +99,22 @@ def adopt(history: History, owner: str, project: int, file: Path, name: str = ""
         return _insert(db, recipe, values, where | files(target, thumb, history.data_dir), time.time())
 
     return history.image(owner, history.store.write(insert))
+
+
+def missing(history: History, image: Image) -> tuple[Link, ...]:
+    """The ancestors that a picture from elsewhere names and that are not here, the first one first."""
+    return tuple(link for link in past(image) if history.find(image.owner, link.request) is None)
+
+
+def relink(history: History, image: Image) -> None:
+    """Hang a picture from elsewhere under its nearest ancestor that is here by now, and those under one another."""
+    here = [found for link in past(image) if (found := history.find(image.owner, link.request))]
+    for parent, child in pairwise([*here, image]):
+        if child.parent is not None and child.id != image.id:
+            continue  # made here: it knows where it comes from
+        if child.id not in {above.id for above in chain(history, image.owner, parent.id)}:
+            change = t.image.update().where(t.image.c.id == child.id).values(parent=parent.id)
+            history.store.write(partial(sa.Connection.execute, statement=change))
 
 
 def _insert(

@@ -15,7 +15,7 @@ from engine.types import BadRequest, Picture, Request, Step
 from studio import adopt, export, files, modelfiles, pictures, verify, views
 from studio.page import Look, Page, Tab
 from studio.recipe import Recipe
-from studio.rows import Image
+from studio.rows import DONE, Image
 from studio.runs import Runs
 from studio.template import filling
 
@@ -32,6 +32,8 @@ class Extras:
         self._keys: dict[str, int] = {}  # session -> the number of its last key
         self._count = itertools.count(1)
         self._lock = threading.Lock()
+        page.operations["ancestors"] = ("Draw what it came from again", self.ancestors)
+        page.applies["ancestors"] = lambda image: bool(image.details.get("ancestors"))
         page.operations["verify"] = ("Verify: make it again and compare", self.verify)
 
     # A picture from elsewhere
@@ -52,6 +54,24 @@ class Extras:
             return look | {"progress": views.idle("done", views.sentence(said)), "drop": None}
         except Exception as error:
             return self.page.refused(error) | {"drop": None}
+
+    def ancestors(self, tab: Tab, image: Image) -> Iterator[Look]:
+        """Draw the pictures that a picture from elsewhere came from, as its file says, and hang it under them."""
+        jobs, history = self.page.jobs, self.page.history
+        try:
+            links = adopt.missing(history, image)
+            queued = [jobs.submit(tab.owner, image.project, link.request, op=link.op)[0] for link in links]
+            for job in queued:
+                for now in jobs.watch(tab.owner, job.id):
+                    yield {"queue": self.page.queue(tab), "progress": views.progress([now])}
+            adopt.relink(history, image)
+        except Exception as error:
+            yield self.page.refused(error)
+            return
+        failed = sum(jobs.job(tab.owner, job.id).state != DONE for job in queued)
+        said = f"{len(queued)} earlier pictures drawn again" if len(queued) != 1 else "1 earlier picture drawn again"
+        word = views.idle("error" if failed else "done", f"{said}{f', {failed} of them failed' if failed else ''}.")
+        yield self.page.paint(tab) | {"progress": word}
 
     def current(self, prompt: str, controls: Mapping[str, Any]) -> Request | None:
         """What the controls ask for now; None while they are incomplete."""
@@ -167,7 +187,8 @@ def restored_words(recipe: Recipe, now: Request | None, page: Page) -> str:
         if now.prompt != request.prompt:
             changes.insert(0, "other words")
     ancestors = len(recipe.origin.ancestors)
-    chain = [f"{ancestors} earlier pictures in its chain" if ancestors > 1 else "1 earlier picture in its chain"]
+    many = f"{ancestors} earlier pictures" if ancestors > 1 else "1 earlier picture"
+    chain = [f"{many} in its chain, which More draws again"]
     said = changes or ["the settings are as they were"]
     return "; ".join([", ".join(said), *(chain if ancestors else []), *missing])
 

@@ -88,6 +88,7 @@ class Page:
         self.first = offers[0]
         # What a picture's Vary, Refine and menu do: name -> (label, function(tab, image) -> Looks). Others add theirs.
         self.operations: dict[str, tuple[str, Callable[[Tab, Image], Iterator[Look]]]] = {}
+        self.applies: dict[str, Callable[[Image], bool]] = {}  # to which pictures, where not to all
         self._tabs: OrderedDict[str, Tab] = OrderedDict()
         self._followed: dict[str, tuple[object, float]] = {}  # session -> (its follower, when it moved last)
         self._lock = threading.Lock()
@@ -175,7 +176,11 @@ class Page:
             return {"stage": views.empty(self.examples(), self.installed()), "caption": views.no_caption()}
         offer = self.offers.get(image.request.model)
         brother = sibling(offer, self.offers.values()) if offer else None
-        menu = {name: label for name, (label, _) in self.operations.items() if name not in ("vary", "refine")}
+        menu = {
+            name: label
+            for name, (label, _) in self.operations.items()
+            if name not in ("vary", "refine") and self.applies.get(name, lambda _: True)(image)
+        }
         shown = views.stage(
             image, other, self.labels(tab), brother.short if brother else "", frozenset(self.operations), menu
         )  # fmt: skip

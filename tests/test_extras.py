@@ -65,13 +65,23 @@ def test_a_dropped_png_restores_every_setting_and_says_what_differs(made: Extras
     assert look["stage"]["a"]["alt"] == "a red circle" and look["drop"] is None
     said = look["progress"]["text"]
     assert said.startswith("From a friend.png: other words, seed 3 → 7, width 128 → 64, height 128 → 32")
-    assert said.endswith("; 1 earlier picture in its chain.")
+    assert said.endswith("; 1 earlier picture in its chain, which More draws again.")
     history = made.page.history
     assert [row.prompt for row in history.revisions(LOCAL, tab.project)] == ["a circle", "a red circle"]
     (image,) = library.page(history, LOCAL).images
     assert image.request == varied and image.op == "vary subtle"
     made.dropped(tab, str(dropped), "", CONTROLS)
     assert library.count(history, LOCAL) == 1  # the same file again is the same picture
+
+    assert any(action["name"] == "ancestors" for action in look["stage"]["actions"])
+    look = look_of(made.ancestors(tab, image))
+    assert look["progress"]["text"] == "1 earlier picture drawn again."
+    assert [row["how"] for row in look["tree"]["rows"]] == ["", "vary subtle"]
+    drawn = history.image(LOCAL, history.image(LOCAL, image.id).parent or 0)
+    assert drawn.request == first.request and drawn.project == image.project
+    assert look_of(made.ancestors(tab, image))["progress"]["text"] == "0 earlier pictures drawn again."
+    stage = made.page.stage(tab, drawn)["stage"]
+    assert not any(action["name"] == "ancestors" for action in stage["actions"])  # made here: nothing to draw
 
 
 def test_the_settings_as_they_are_and_a_missing_model_are_said(made: Extras, tab: Tab, tmp_path: Path) -> None:
