@@ -1,14 +1,15 @@
 """How far the engine is from the least that its arithmetic can take on this CPU.
 
-    python -m tests.floor [PACK] [--size 512x512] [--wall] [--plain]
+    python -m tests.floor [PACK] [--size 512x512] [--wall] [--plain] [--diffusers]
 
 The floor: every packed product of a step at the best rate that any tiling of torch._int_mm reaches on the same
 shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
 timed; dense layers, norms and everything else count as nothing. In turn with it one step of the engine, all layers
-admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's, with --plain also
-with no layer in int8. Without a PACK: one double and one single block of the 4B model's width with random codes, which
-take half a minute on an idle core. Processor time by default, since others may be using the machine; --wall times the
-wall clock, for a quiet one.
+admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's; with --plain also
+with no layer in int8, with --diffusers also diffusers' own transformer with random dense weights of the same shapes in
+float32 and bfloat16 (of a whole model 16 and 8 GB). Without a PACK: one double and one single block of the 4B model's
+width with random codes, which take half a minute on an idle core. Processor time by default, since others may be using
+the machine; --wall times the wall clock, for a quiet one.
 """
 
 import argparse
@@ -110,6 +111,35 @@ class Engine:
         self.seconds = min(self.seconds, self._clock() - start)
 
 
+class Diffusers:
+    """A step of diffusers' own transformer, dense, with random weights."""
+
+    def __init__(self, pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock) -> None:
+        from diffusers import Flux2Transformer2DModel as Dense
+
+        config = {**pack.transformer.config, "guidance_embeds": False}
+        with torch.device("meta"):
+            model = Dense.from_config(config).to(dtype)
+        self._model = model.to_empty(device="cpu").eval()
+        for weight in self._model.parameters():
+            weight.data.normal_(std=0.02)
+        image = torch.randn(1, grid[0] * grid[1], config["in_channels"]).to(dtype)
+        text = torch.randn(1, pack.notes.text_length, config["joint_attention_dim"]).to(dtype)
+        img_ids, txt_ids = token_ids(text.shape[1], grid, "cpu")
+        self._inputs = {
+            "hidden_states": image, "encoder_hidden_states": text, "timestep": torch.ones(1).to(dtype),
+            "img_ids": img_ids[None], "txt_ids": txt_ids[None], "guidance": None,
+        }  # fmt: skip
+        self._clock = clock
+        self.seconds = float("inf")
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        start = self._clock()
+        self._model(**self._inputs)
+        self.seconds = min(self.seconds, self._clock() - start)
+
+
 def blocks(folder: Path) -> Path:
     """A ternary pack with one block of each kind in full width, everything else tiny; 0.3 GB."""
     tiny = small()
@@ -122,10 +152,14 @@ def blocks(folder: Path) -> Path:
 
 def compare(pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock, ways: list[str]) -> dict[str, float]:
     """Seconds of floor and engine, taken in turn, and their ratios."""
-    floor, engines = Floor(pack, (grid[0] * grid[1], pack.notes.text_length), clock), {}
+    floor = Floor(pack, (grid[0] * grid[1], pack.notes.text_length), clock)
+    engines: dict[str, Engine | Diffusers] = {}
     for way in ways:
         try:
-            engines[way] = Engine(pack, grid, dtype, clock, way)
+            if way.startswith("diffusers"):
+                engines[way] = Diffusers(pack, grid, getattr(torch, way.partition("_")[2]), clock)
+            else:
+                engines[way] = Engine(pack, grid, dtype, clock, way)
         except kernels.Unavailable as reason:
             print(f"no compiled passes: {reason}")
     for turn in range(ROUNDS + 1):
@@ -148,8 +182,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the activations")
     parser.add_argument("--wall", action="store_true", help="wall clock instead of processor time")
     parser.add_argument("--plain", action="store_true", help="also a step with no layer in int8")
+    parser.add_argument("--diffusers", action="store_true", help="also diffusers with dense weights")
     args = parser.parse_args()
     ways = ["compiled", "torch", *(["plain"] if args.plain else [])]
+    ways += ["diffusers_float32", "diffusers_bfloat16"] if args.diffusers else []
     with tempfile.TemporaryDirectory() as folder:
         pack = open_pack(args.pack or blocks(Path(folder)))
         side = token_side(pack) if args.pack else 16  # the tiny autoencoder of two blocks has smaller tokens

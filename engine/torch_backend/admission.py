@@ -121,9 +121,9 @@ class Int8Linear(nn.Module):
     def add_to(self, out: Tensor, source: Source, gate: Tensor) -> None:
         """out [M, N] += gate * product."""
         if self._bears(source):
-            self._admission.passes.add(source.tokens, self._weights, gate.flatten(), out)
+            self._admission.passes.add(source.tokens, self._weights, gate.view(self.outputs), out)
         else:
-            out.addcmul_(self._plainly(source.floats()), gate.flatten())
+            out.addcmul_(self._plainly(source.floats()), gate.view(self.outputs))
 
     def _bears(self, source: Source) -> bool:
         """Whether this product is made of bytes."""

@@ -30,6 +30,7 @@ from engine.preview import Previews
 from engine.sampling import sampled
 from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import Admission
+from engine.torch_backend.kernels import Kernels
 from engine.torch_backend.mapped import MappedFiles
 from engine.torch_backend.measure import measure
 from engine.torch_backend.passes import TorchPasses
@@ -139,10 +140,11 @@ class Model:
         Without `trial` nothing is done where there was no such picture."""
         assert self.weights is not None
         quantization = self.pack.transformer.quantization
-        if quantization is None:
+        found = {name: products.errors(data_dir, self.pack, name) for name in (Kernels.name, TorchPasses.name)}
+        if quantization is None or not (trial or any(found.values())):
             return
         passes = kernels.chosen(data_dir, hardware, quantization.group_size)
-        errors = products.errors(data_dir, self.pack, passes.name if passes else TorchPasses.name)
+        errors = found[passes.name if passes else TorchPasses.name]
         if errors is None and not trial:
             return
         self.admission = Admission(self.weights.transformer, errors, passes=passes)

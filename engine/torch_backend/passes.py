@@ -31,7 +31,8 @@ class TorchPasses:
 
     def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Int8Tokens:
         """(1 + scale) * norm(x) + shift, quantised; the layer norm has no weights of its own."""
-        scale, shift = 1 + modulation.scale.view(-1).float(), modulation.shift.view(-1).float()
+        width = x.shape[1]  # asked for by size: one modulation for all pictures of a batch
+        scale, shift = 1 + modulation.scale.view(width).float(), modulation.shift.view(width).float()
         tokens = Int8Tokens(torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1))
         for start in range(0, len(x), TOKENS):
             rows = slice(start, start + TOKENS)
