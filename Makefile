@@ -36,11 +36,11 @@ lint: $(VENV)/.test-tools
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: lint browser  ## the short round
-	$(PY) -m pytest -m "not slow"
+test: lint browser  ## the short round, in two processes
+	$(PY) -m pytest -n 2 -m "not slow"
 
-test-all: lint browser  ## everything but the long runs of the 4B model, training included
-	$(PY) -m pytest -m "not full_size"
+test-all: test  ## the short round, then the slow ones, which want the memory for themselves: training, the 4B model once
+	$(PY) -m pytest -m "slow and not full_size"
 
 test-full: $(VENV)/.test-tools  ## the 4B model with random codes on this CPU, in every size: its memory
 	$(PY) -m pytest -m full_size -s tests/test_full_size.py

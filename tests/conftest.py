@@ -1,12 +1,27 @@
-"""What every test shares: no hub, one thread, and tiny packs with random weights."""
+"""What every test shares: no hub, one thread, two workers, and tiny packs with random weights."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before torch and transformers are first imported
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2`: one worker has the browser and begins with it, the other takes file after file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class BrowserFirst(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/browser" if file.startswith("tests/browser/") else file
+
+    config.option.loadscopereorder = False  # as they were collected: folders come before files
+    return BrowserFirst(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import pytest
 from engine import catalog
 from engine.prompt import unknown_words
 from engine.types import BadRequest, Request
-from engine.worker import Worker
 from studio import jobs, library, models, page, views
 from studio.desk import Desk
 from studio.history import History
@@ -22,6 +21,7 @@ from studio.runs import CONTROLS, Runs
 from studio.settings import Settings
 from studio.shelf import Shelf
 from studio.template import ASSETS, filling, style_sheets
+from tests.rows import InlineEngine
 from tests.serving import OFFERS
 
 STUDIO = Path(page.__file__).parent
@@ -57,8 +57,7 @@ def desktop(tmp_path: Path) -> Iterator[Desktop]:
     settings = Settings(tmp_path, backend="fake", open_browser=False)
     with (
         closing(History(tmp_path)) as history,
-        closing(Worker("fake", data_dir=tmp_path)) as engine,
-        closing(Jobs(history, engine)) as jobs,
+        closing(Jobs(history, InlineEngine())) as jobs,
     ):
         yield Desktop(history, jobs, settings)
 
@@ -237,10 +236,10 @@ def test_four_new_seeds_leave_the_reused_noise_behind(desktop: Desktop) -> None:
 def test_what_memory_cannot_hold_is_refused_before_it_is_queued(
     desktop: Desktop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_big(engine: Worker, request: Request) -> int:
+    def too_big(engine: InlineEngine, request: Request) -> int:
         raise BadRequest("a 64x64 picture needs 9.0 GB: the largest size that fits is 32x32")
 
-    monkeypatch.setattr(Worker, "foresee", too_big)
+    monkeypatch.setattr(InlineEngine, "foresee", too_big)
     (look,) = desktop.run("a red circle")
     assert look["progress"]["text"].endswith("the largest size that fits is 32x32.")
     assert desktop.history.jobs(LOCAL) == ()
