@@ -20,7 +20,7 @@ import numpy as np
 from engine import jsonfile, lowbit, records, shapes, tensorfile, transfer
 from engine.packs import NOTES_FILE, open_pack
 from engine.records import Digest, Known
-from engine.tensorfile import Entry, Tensors
+from engine.tensorfile import FLOATS, Entry, Tensors
 from engine.transfer import Meter, Progress
 from engine.types import BadRequest
 
@@ -28,8 +28,6 @@ GROUP = 128
 BITS = {1: "binary", 2: "ternary"}
 FOLDER = "transformer-packed-mflux"
 FILE = "diffusion_pytorch_model.safetensors"
-_FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
-_CHUNK_VALUES = 4 << 20  # weights looked at together: 16 MB as float32, and the quantiser needs about six times that
 _BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 _OTHERS = ("text_encoder", "text_encoder-mlx-4bit", "vae", "tokenizer", "scheduler")
 
@@ -143,7 +141,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], Tensors]:
         raise BadRequest(f"{folder / 'config.json'} is no FLUX.2 transformer's ({why}): give another folder") from None
     for name, shape in expected.items():
         info = tensors.get(name)
-        if info is None or info.shape != shape or info.dtype not in _FLOATS:
+        if info is None or info.shape != shape or info.dtype not in FLOATS:
             found = "is missing" if info is None else f"is {info.dtype} {list(info.shape)}"
             raise BadRequest(f"{name} in {folder} {found} where config.json implies {list(shape)}: copy it again")
         if is_packed(name, shape) and shape[1] % GROUP:
@@ -214,7 +212,7 @@ def _words(tensors: Tensors, name: str, bits: int, sums: _Sums) -> Callable[[], 
     quantize = lowbit.quantize_ternary if bits == 2 else lowbit.quantize_binary
 
     def parts() -> Iterator[np.ndarray]:
-        for weights in _chunks(tensors, name):
+        for weights in tensors.rows(name):
             try:
                 codes, scales, biases = quantize(weights, GROUP)
             except BadRequest as why:
@@ -234,19 +232,6 @@ def _squares(values: np.ndarray) -> float:
     return float(np.dot(flat, flat))
 
 
-def _chunks(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
-    """A matrix as float32, some rows at a time, read and not mapped: mapped pages count as memory."""
-    info = tensors[name]
-    rows, k = info.shape
-    step = max(1, _CHUNK_VALUES // k)
-    with info.file.open("rb") as stream:
-        stream.seek(info.offset)
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            values = np.frombuffer(stream.read(count * info.nbytes // rows), _FLOATS[info.dtype]).reshape(count, k)
-            yield lowbit.from_bfloat16(values) if info.dtype == "BF16" else values.astype(np.float32)
-
-
 def _write_notes(source: Path, aside: Path, name: str, bits: int, files: dict[str, dict[str, Any]]) -> None:
     """Our niwaki.json: the source's own words where it has some, and that and how its weights were changed."""
     known = jsonfile.read(source / NOTES_FILE) if (source / NOTES_FILE).is_file() else {}
@@ -263,15 +248,12 @@ def _write_notes(source: Path, aside: Path, name: str, bits: int, files: dict[st
 def _report(
     source: Path, target: Path, bits: int, config: Mapping[str, Any], tensors: Tensors, sums: dict[str, _Sums]
 ) -> Compressed:
-    widths = {"BF16": 2, "F16": 2, "F32": 4}
     table: Sizes = {}
     for name, (_, after) in sizes(config, bits).items():
         before = 0
         if name in ("packed weights", "dense"):
             packed = name == "packed weights"
-            before = sum(
-                math.prod(info.shape) * widths[info.dtype] for key, info in tensors.items() if (key in sums) == packed
-            )
+            before = sum(info.nbytes for key, info in tensors.items() if (key in sums) == packed)
         table[name] = (before, before if name == "dense" else after)
     file = target / FOLDER / FILE
     table["transformer files"] = (sum(old.stat().st_size for old in tensors.files), file.stat().st_size)

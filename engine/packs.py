@@ -19,13 +19,12 @@ from engine import jsonfile, lowbit, shapes
 from engine.jsonfile import REPAIR
 from engine.records import NOTES_FILE, inside
 from engine.shapes import Shapes
-from engine.tensorfile import Tensors
+from engine.tensorfile import FLOATS, Tensors
 from engine.types import BadRequest
 
 TRANSFORMER_FOLDERS = ("transformer-packed-mflux", "transformer")
 TEXT_ENCODER_FOLDERS = ("text_encoder-mlx-4bit", "text_encoder")
 _VARIANTS = {2: "ternary", 1: "binary", None: "dense"}
-_FLOATS = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ def _codes_fault(component: Component, fqn: str) -> str | None:
     """What is wrong with the values of one packed layer, or None."""
     assert component.quantization is not None
     bits = component.quantization.bits
-    for part, dtypes in (("weight", ("U32",)), ("scales", _FLOATS), ("biases", _FLOATS)):
+    for part, dtypes in (("weight", ("U32",)), ("scales", FLOATS), ("biases", FLOATS)):
         info = component.tensors.get(f"{fqn}.{part}")
         if info is None or info.dtype not in dtypes:
             return f"{fqn}.{part} is missing or not {' or '.join(dtypes)}; {REPAIR}"
@@ -274,7 +273,7 @@ def _check_packed(component: Component, quantization: Quantization, fqn: str, sh
     _check_shape(component, f"{fqn}.biases", (rows, k // group_size))
 
 
-def _check_shape(component: Component, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = _FLOATS) -> None:
+def _check_shape(component: Component, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> None:
     """One tensor: there, of this shape, of one of these dtypes."""
     info = component.tensors.get(name)
     if info is None:

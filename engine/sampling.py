@@ -12,16 +12,15 @@ SAMPLE_SECONDS = 0.05
 
 @contextmanager
 def sampled(read: Callable[[], int]) -> Iterator[list[int]]:
-    """What `read` said, from the start of the block to its end, or to the first 0: it can't be told."""
+    """What `read` said, from the start of the block, at least once, to its end or to the first 0: it can't be told."""
     samples: list[int] = []
     done = threading.Event()
 
     def sample() -> None:
-        while not done.is_set():
-            if not (value := read()):
-                return
+        while value := read():
             samples.append(value)
-            done.wait(SAMPLE_SECONDS)
+            if done.wait(SAMPLE_SECONDS):
+                return
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()

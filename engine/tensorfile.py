@@ -34,8 +34,10 @@ DTYPES = {
     "I64": "<i8",
     "F64": "<f8",
 }  # the safetensors names we read; NumPy has no bfloat16, so its bits are mapped and widened on reading
+FLOATS = ("BF16", "F16", "F32")  # those that a weight may have
 ITEM_BYTES = {name: np.dtype(kind).itemsize for name, kind in DTYPES.items()}
 BLOCK = 8 << 20  # bytes read at once where a tensor is copied as it is
+ROWS_VALUES = 4 << 20  # of a matrix looked at row by row: 16 MB as float32, of which its users need several
 Part = np.ndarray | bytes | memoryview
 
 
@@ -108,6 +110,18 @@ class Tensors(Mapping[str, TensorInfo]):
                     yield stream.read(min(BLOCK, info.nbytes - start))
         except OSError as why:
             raise BadRequest(f"{info.file} cannot be read ({why.strerror}); {REPAIR}") from None
+
+    def rows(self, name: str) -> Iterator[np.ndarray]:
+        """A matrix of F32, F16 or BF16 as float32, some rows at a time, not mapped; the reader may change them."""
+        info = self._infos[name]
+        rows, width = info.shape
+        step = max(1, ROWS_VALUES // width)
+        with info.file.open("rb") as stream:
+            stream.seek(info.offset)
+            for start in range(0, rows, step):
+                count = min(step, rows - start)
+                values = np.fromfile(stream, DTYPES[info.dtype], count * width).reshape(count, width)
+                yield widened(values, info.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def test_ternary_weights_lose_nothing(tiny_packs: Path, tmp_path: Path) -> None:
 
 def test_small_chunks_give_the_same_file(dense: Path, tmp_path: Path, monkeypatch: Any) -> None:
     whole = run(dense, tmp_path / "whole", 2)
-    monkeypatch.setattr(compress, "_CHUNK_VALUES", 1000)
+    monkeypatch.setattr(tensorfile, "ROWS_VALUES", 1000)
     pieces = run(dense, tmp_path / "pieces", 2)
     assert [(path / compress.FOLDER / compress.FILE).read_bytes() for path in (whole.folder, pieces.folder)][0] == (
         pieces.folder / compress.FOLDER / compress.FILE

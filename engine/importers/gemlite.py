@@ -12,9 +12,9 @@ import numpy as np
 
 from engine import jsonfile, lowbit, shapes
 from engine.importers.checkpoint import Checkpoint
-from engine.importers.parts import FLOATS, Layer, Part, is_block_linear, names
+from engine.importers.parts import Layer, Part, is_block_linear, names
 from engine.jsonfile import REPAIR
-from engine.tensorfile import Entry
+from engine.tensorfile import FLOATS, Entry
 from engine.types import BadRequest
 
 FOLDERS = ("transformer-gemlite-int2", "transformer-gemlite-int1")

@@ -12,9 +12,9 @@ import numpy as np
 
 from engine import jsonfile, lowbit, shapes
 from engine.importers.checkpoint import Checkpoint
-from engine.importers.parts import FLOATS, Layer, Part, names
+from engine.importers.parts import Layer, Part, names
 from engine.jsonfile import REPAIR
-from engine.tensorfile import Entry
+from engine.tensorfile import FLOATS, Entry
 from engine.types import BadRequest
 
 FOLDER = "text_encoder-hqq-4bit"

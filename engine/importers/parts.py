@@ -17,7 +17,6 @@ from engine.shapes import Shapes
 from engine.tensorfile import Entry, widened
 from engine.types import BadRequest
 
-FLOATS = ("BF16", "F16", "F32")
 _MOST_NAMES = 100_000
 
 

@@ -4,20 +4,18 @@ Where every matrix of the blocks holds, in each group of 128 inputs, nothing but
 codes without any loss; one group that doesn't, and the whole transformer stays dense and is copied as it is.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from engine import jsonfile, lowbit, shapes
-from engine.importers.parts import FLOATS, Layer, Part, is_block_linear, names
+from engine.importers.parts import Layer, Part, is_block_linear, names
 from engine.jsonfile import REPAIR
-from engine.tensorfile import Entry, Tensors, widened
+from engine.tensorfile import FLOATS, Entry, Tensors, widened
 from engine.types import BadRequest
 
 FOLDER = "transformer"
 GROUP = 128
-_ROWS = 1024  # looked at together: at 12,288 inputs, 50 MB as float32
 _TERNARY, _BINARY = 2, 1
 
 
@@ -29,7 +27,7 @@ def looks_packed(folder: Path) -> bool:
     """Whether the first rows of the first block matrix are binary or ternary: a quick look, not a promise."""
     tensors = tensors_of(folder)
     first = next((name for name, info in tensors.items() if _can_be_packed(name, info.shape, info.dtype)), None)
-    return first is not None and _bits_of(next(_rows(tensors, first))) is not None
+    return first is not None and _bits_of(next(tensors.rows(first))) is not None
 
 
 def transformer(folder: Path) -> Part | None:
@@ -64,19 +62,6 @@ def _can_be_packed(name: str, shape: tuple[int, ...], dtype: str) -> bool:
     return is_block_linear(name, shape) and shape[1] % GROUP == 0 and dtype in FLOATS
 
 
-def _rows(tensors: Tensors, name: str) -> Iterator[np.ndarray]:
-    """A dense matrix as float32, some rows at a time, without mapping it."""
-    info = tensors[name]
-    rows, k = info.shape
-    with info.file.open("rb") as stream:
-        stream.seek(info.offset)
-        for start in range(0, rows, _ROWS):
-            count = min(_ROWS, rows - start)
-            data = stream.read(count * info.nbytes // rows)
-            kind = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[info.dtype]
-            yield widened(np.frombuffer(data, kind).reshape(count, k), info.dtype)
-
-
 def _bits_of(weights: np.ndarray) -> int | None:
     """1 where each group holds -s and +s only, 2 where it also holds 0, None where it holds anything else."""
     size = np.abs(weights.reshape(len(weights), -1, GROUP))
@@ -92,7 +77,7 @@ def _bits_of(weights: np.ndarray) -> int | None:
 def _scales(tensors: Tensors, name: str) -> tuple[int, np.ndarray] | None:
     """(bits, s of every group, float32) of one matrix, or None at the first row that is not low-bit."""
     bits, peaks = _BINARY, []
-    for weights in _rows(tensors, name):
+    for weights in tensors.rows(name):
         found = _bits_of(weights)
         if found is None:
             return None
@@ -107,7 +92,7 @@ def _layer(tensors: Tensors, name: str, bits: int, scales: np.ndarray) -> Layer:
 
     def words() -> np.ndarray:
         made = []
-        for weights in _rows(tensors, name):
+        for weights in tensors.rows(name):
             codes = (np.sign(weights) + 1).astype(np.uint8) if bits == _TERNARY else (weights > 0).astype(np.uint8)
             made.append(lowbit.pack(codes, bits))
         return np.concatenate(made)

@@ -6,12 +6,11 @@ thread (the worker's).
 """
 
 import gc
-import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 
 import mlx.core as mx
@@ -27,9 +26,9 @@ from engine.mlx_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.mlx_backend.vae import PictureDecoder
 from engine.packs import Component, Pack, open_pack
 from engine.preview import Previews
+from engine.sampling import sampled
 from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
 
-SAMPLE_SECONDS = 0.05  # the interval of the published memory figures, which ours are held against
 SMALLEST_CACHE = 64 << 20  # bytes of freed buffers that MLX may keep for the next block, whatever the plan says
 
 Check = Callable[[], None]
@@ -195,7 +194,8 @@ class MlxBackend:
         set_limits(decided)
 
         load = encode = 0.0
-        with Memory.sampled() as memory:
+        mx.reset_peak_memory()
+        with sampled(active_bytes) as samples:
             if embeddings is None:
                 encoder = model.load_text_encoder(dtype, check)
                 load += clock.lap()
@@ -230,7 +230,7 @@ class MlxBackend:
             peak_memory_bytes=mx.get_peak_memory(),
             unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
             dtype=decided.dtype,
-            mean_memory_bytes=memory.mean,
+            mean_memory_bytes=round(fmean(samples)),
         )
 
     def _open(self, folder: Path) -> Model:
@@ -254,37 +254,6 @@ def _expected(before: mx.array, after: mx.array, sigma: float, sigma_next: float
     return np.array(foreseen(before, after, sigma, sigma_next))
 
 
-class Memory:
-    """The mean of MLX's active memory over a stretch of time, as the published figures were taken."""
-
-    def __init__(self) -> None:
-        self._samples: list[int] = []
-
-    @property
-    def mean(self) -> int:
-        return round(sum(self._samples) / len(self._samples)) if self._samples else 0
-
-    @classmethod
-    @contextmanager
-    def sampled(cls) -> Iterator["Memory"]:
-        """Start counting, the peak too. The thread reads one number and touches no array."""
-        mx.reset_peak_memory()
-        memory, done = cls(), threading.Event()
-
-        def sample() -> None:
-            memory._samples.append(mx.get_active_memory())
-            while not done.wait(SAMPLE_SECONDS):
-                memory._samples.append(mx.get_active_memory())
-
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
-        try:
-            yield memory
-        finally:
-            done.set()
-            thread.join()
-
-
 class Clock:
     """Wall-clock seconds. Whoever laps has waited for its arrays."""
 
@@ -297,6 +266,11 @@ class Clock:
 
     def total(self) -> float:
         return self._last - self._start
+
+
+def active_bytes() -> int:
+    """What arrays take now, at least 1: 0 would say that it can't be told."""
+    return max(1, mx.get_active_memory())
 
 
 def read(module: object, check: Check) -> None:
