@@ -38,7 +38,7 @@ def test_the_endpoints_are_typed_and_documented(caller: Any) -> None:
 
 def recipe_of(page: Served, made: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe inside the PNG at the address that an answer gives."""
-    with urlopen(page.address.rstrip("/") + made["address"], timeout=30) as answer:
+    with urlopen(page.address.rstrip("/") + made["address"], timeout=60) as answer:
         (folder / "a.png").write_bytes(answer.read())
     return pictures.read_recipe(folder / "a.png")
 

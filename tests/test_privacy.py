@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def ask(page: Served, method: str, path: str, **headers: str) -> tuple[int, str]:
     """Status and the first kilobyte; event streams never end, so no more is read."""
     netloc = urlsplit(page.address).netloc
-    connection = http.client.HTTPConnection(netloc, timeout=10)
+    connection = http.client.HTTPConnection(netloc, timeout=60)
     connection.putrequest(method, path, skip_host=True)
     for name, value in {"Host": netloc, "Content-Length": "0", **headers}.items():
         connection.putheader(name, value)
@@ -69,7 +69,7 @@ def test_no_route_answers_a_foreign_host(page: Served, host: str) -> None:
 
 def test_a_second_host_header_is_refused(page: Served) -> None:
     port = urlsplit(page.address).port
-    with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=60) as raw:
         lines = ("GET / HTTP/1.1", f"Host: 127.0.0.1:{port}", "Host: evil.example", "Connection: close", "", "")
         raw.sendall("\r\n".join(lines).encode())
         assert b" 400 " in raw.recv(100)
@@ -90,7 +90,7 @@ def test_no_route_takes_orders_from_a_foreign_origin(page: Served, origin: str) 
 
 def test_a_foreign_preflight_gets_no_permission(page: Served) -> None:
     netloc = urlsplit(page.address).netloc
-    connection = http.client.HTTPConnection(netloc, timeout=10)
+    connection = http.client.HTTPConnection(netloc, timeout=60)
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     connection.request("OPTIONS", "/gradio_api/queue/join", headers=headers)
     assert connection.getresponse().getheader("Access-Control-Allow-Origin") is None
@@ -141,7 +141,7 @@ def test_only_the_cache_is_handed_out(page: Served) -> None:
 
 
 def test_the_browser_is_told_to_load_nothing_from_elsewhere(page: Served) -> None:
-    connection = http.client.HTTPConnection(urlsplit(page.address).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(page.address).netloc, timeout=60)
     connection.request("GET", "/")
     policy = connection.getresponse().getheader("Content-Security-Policy") or ""
     connection.close()

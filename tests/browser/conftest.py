@@ -18,7 +18,7 @@ HARMLESS = (
     "Method not implemented.",  # gradio 6.31 closing the progress of an upload
     "AbortError: signal is aborted",  # .. and a stream whose page is reloaded
 )
-PATIENCE = 60_000  # ms; a busy machine is slow, and what never comes is found out all the same
+PATIENCE = 120_000  # ms; a busy machine is slow, and what never comes is found out all the same
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
 
