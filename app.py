@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -261,7 +262,8 @@ def evaluate(args: argparse.Namespace) -> Facts:
         return dict(evaluation.export(kind, Path(folder), Path(args.prompts), model, data, args.backend))
     if args.prompts:
         raise BadRequest("--prompts belongs to --export: without it the held-out prompts of the project are used")
-    facts = dict(evaluation.run(model, args.limit, data, args.backend, args.lang))
+    say = partial(print, file=sys.stderr, flush=True)  # it takes minutes: each task's score as it comes
+    facts = dict(evaluation.run(model, args.limit, data, args.backend, args.lang, say))
     for task, score in facts["tasks"].items():
         print(f"{task:<15}{score:.3f}")
     print(f"{'overall':<15}{facts['overall']:.3f}  ({facts['n']} prompts, {model})")

@@ -8,7 +8,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,23 @@ from engine.worker import Worker
 PER_TASK = 120
 REFERENCE = "seedling-dense"
 RESAMPLES = 2000
+LEAST = 0.05  # what the reference surely reaches before a ratio to it is given: next to zero, a ratio is chance
+
+Say = Callable[[str], None]
 
 
-def run(model: str, limit: int | None, data_dir: Path, backend: str = "auto", lang: str = "all") -> dict[str, Any]:
+def run(
+    model: str, limit: int | None, data_dir: Path, backend: str = "auto", lang: str = "all",
+    say: Say = lambda text: None,
+) -> dict[str, Any]:  # fmt: skip
     """Ask at most `limit` questions (None: 720), as many of each task, the same with the same seeds for all models.
 
     Keeps the answers in `data_dir`/evaluations, so that a later run of another model is compared with the dense
-    reference question by question: `interval` is the 95 % bootstrap interval of `overall`, `against` that of the ratio
-    to the reference, where it was asked the same. Raises BadRequest for a model of another world or language, a limit
-    that leaves a task without a question, and a data folder that cannot be written.
+    reference question by question: `interval` is the 95 % bootstrap interval of `overall`, `against` the difference to
+    the reference and the ratio, where it was asked the same. The answers of a run that is cut off are kept too, and the
+    next one goes on from there. `say` is told each task's score as it comes.
+    Raises BadRequest for a model of another world or language, a limit that leaves a task without a question, and a
+    data folder that cannot be written.
     """
     folder = catalog.find(model, data_dir)
     notes = open_pack(folder).notes
@@ -47,11 +56,12 @@ def run(model: str, limit: int | None, data_dir: Path, backend: str = "auto", la
     kept = data_dir / "evaluations"
     _make_writable(kept)
     asked = questions(per_task)
-    right = {
-        _key(question): check(picture.pixels, question.wanted).right
-        for question, picture in pictures(asked, model, backend, data_dir)
-    }
-    _keep(kept / f"{Path(model).name}.json", folder, right)
+    name = Path(model).name
+    unfinished = kept / f"{name}.{backend}.unfinished.json"
+    known = _kept(unfinished, folder)
+    right = _answers(asked, known, model, backend, data_dir, say, partial(_keep, unfinished, folder))
+    _keep(kept / f"{name}.json", folder, right)
+    unfinished.unlink(missing_ok=True)
     scores, draws = _by_task(asked, right), _draws(per_task)
     tasks = dict(zip(TASKS, scores.mean(axis=1).tolist(), strict=True))
     overall = float(scores.mean())
@@ -59,11 +69,44 @@ def run(model: str, limit: int | None, data_dir: Path, backend: str = "auto", la
     result["interval"] = _interval(_overall(scores, draws))
     reference = {} if model == REFERENCE else _kept(kept / f"{REFERENCE}.json", catalog.folder_of(REFERENCE, data_dir))
     if right.keys() <= reference.keys():
-        theirs = _by_task(asked, reference)
-        ratio = overall / max(float(theirs.mean()), 1e-9)
-        ratios = _overall(scores, draws) / np.maximum(_overall(theirs, draws), 1e-9)
-        result["against"] = {"model": REFERENCE, "ratio": ratio, "interval": _interval(ratios)}
+        result["against"] = _against(scores, _by_task(asked, reference), draws)
     return result
+
+
+def _answers(
+    asked: list[Question], known: dict[str, bool], model: str, backend: str, data_dir: Path, say: Say,
+    keep: Callable[[dict[str, bool]], None],
+) -> dict[str, bool]:  # fmt: skip
+    """Whether each question is answered right. Only those that are not `known` are asked; if that breaks off, `keep`
+    is given what there is."""
+    right = {_key(question): known[_key(question)] for question in asked if _key(question) in known}
+    if right:
+        say(f"{len(right)} of {len(asked)} questions were answered before the last run was cut off")
+    try:
+        left = [question for question in asked if _key(question) not in right]
+        for question, picture in pictures(left, model, backend, data_dir):
+            right[_key(question)] = check(picture.pixels, question.wanted).right
+            task = [right.get(_key(each)) for each in asked if each.task == question.task]
+            if None not in task:
+                say(f"{question.task}: {sum(map(bool, task))} of {len(task)} right")
+    except BaseException:  # Ctrl-C too
+        with suppress(BadRequest):  # what broke it off is what has to be said
+            keep(right)
+        raise
+    return right
+
+
+def _against(ours: np.ndarray, theirs: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
+    """The reference's score beside ours: the difference, and the ratio where the reference is clear of zero."""
+    our_samples, their_samples = _overall(ours, draws), _overall(theirs, draws)
+    facts: dict[str, Any] = {
+        "model": REFERENCE, "difference": float(ours.mean() - theirs.mean()),
+        "difference_interval": _interval(our_samples - their_samples),
+    }  # fmt: skip
+    if _interval(their_samples)[0] >= LEAST:
+        ratios = our_samples / np.maximum(their_samples, 1e-9)  # one sample in 2000 may be 0
+        facts |= {"ratio": float(ours.mean() / theirs.mean()), "interval": _interval(ratios)}
+    return facts
 
 
 def pictures(asked: list[Question], model: str, backend: str, data_dir: Path) -> Iterator[tuple[Question, Picture]]:

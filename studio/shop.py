@@ -53,8 +53,6 @@ class Shop:
         if not model:
             yield _said(self.page.refused(BadRequest("no model is chosen: choose one from the list")))
             return
-        with self._lock:
-            self._stopped.discard(model)
         yield from self._fetched(lambda: download.get(model, self.page.settings.data_dir), model)
 
     def bring(self, tab: Tab, folder: str) -> Iterator[Look]:
@@ -81,6 +79,8 @@ class Shop:
         return {"foresee": views.sentence(said) if said else ""}
 
     def _fetched(self, begin: Any, model: str) -> Iterator[Look]:
+        with self._lock:
+            self._stopped.discard(model)
         try:
             if space.on_a_space():
                 raise BadRequest("on a Space the models are the owner's to choose: run Niwaki on your own machine")

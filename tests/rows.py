@@ -1,6 +1,8 @@
 """Rows for tests: pictures in a history, made without an engine."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from engine.plan import complete
 from engine.types import Picture, Request, Seconds, Step
 from studio import tables as t
 from studio.history import History, _inserted, revise
+from studio.jobs import Engine, Jobs
 from studio.rows import DONE, LOCAL, Image, columns
 from studio.saving import Saved, insert_image, save
 
@@ -35,6 +38,13 @@ class InlineEngine:
 
     def close(self, patience: float = 0) -> None:
         """There is no process to end."""
+
+
+@contextmanager
+def queue(folder: Path, engine: Engine) -> Iterator[Jobs]:
+    """A new history and its queue, closed in this order: queue, history."""
+    with closing(History(folder)) as history, closing(Jobs(history, engine)) as jobs:
+        yield jobs
 
 
 def add_image(

@@ -224,8 +224,10 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list:
 
 def test_evaluate_is_wired(evaluation: list, place: Path, capsys) -> None:
     assert app.main("evaluate --model m --limit 6 --lang en --backend fake --json".split()) == 0
-    assert evaluation == [("m", 6, place / "data", "fake", "en")]
+    assert evaluation[0][:-1] == ("m", 6, place / "data", "fake", "en")
     assert last_line(capsys)["overall"] == 0.5
+    evaluation[0][-1]("counting: 1 of 2 right")
+    assert capsys.readouterr().err == "counting: 1 of 2 right\n"
     assert app.main("evaluate --model m --export dpg out --prompts p.csv --json".split()) == 0
     assert evaluation[1] == ("dpg", Path("out"), Path("p.csv"), "m", place / "data", "auto")
     assert last_line(capsys) == {"images": 4}

@@ -7,13 +7,11 @@ import pytest
 
 from studio import library
 from studio.batches import MODELS, SEEDS, Batches, duration, numbers
-from studio.history import History
-from studio.jobs import Jobs
 from studio.page import Page, Tab
 from studio.rows import LOCAL
 from studio.runs import Runs
 from studio.settings import Settings
-from tests.rows import InlineEngine
+from tests.rows import InlineEngine, queue
 from tests.serving import OFFERS
 from tests.test_extras import CONTROLS, look_of
 
@@ -25,12 +23,9 @@ def engine() -> InlineEngine:
 
 @pytest.fixture
 def batches(engine: InlineEngine, tmp_path: Path) -> Iterator[Batches]:
-    history = History(tmp_path / "data")
-    jobs = Jobs(history, engine)
-    page = Page(history, jobs, Settings(history.data_dir, backend="fake"), OFFERS)
-    yield Batches(page, Runs(page))
-    jobs.close()
-    history.close()
+    with queue(tmp_path, engine) as jobs:
+        page = Page(jobs._history, jobs, Settings(tmp_path, backend="fake"), OFFERS)
+        yield Batches(page, Runs(page))
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from engine.seedling.scenes import (
     SHAPES,
     Scene,
     draw_group,
-    draw_pair,
     other_color,
     random_scene,
     render,
 )
+from tests.truth import truth
 
 SIZES = [(size.width, size.height) for size in dataset.SIZES]
 CASES, ENOUGH = 160, 0.97
@@ -213,7 +213,7 @@ def test_pictures_of_another_question_of_evaluation_are_refused() -> None:
     for question in asked:
         other = asked[int(rng.integers(len(asked)))]
         if other.wanted != question.wanted and not _also_fits(other.wanted, question.wanted):
-            verdicts.append(check(picture_of(rng, other.wanted), question.wanted))
+            verdicts.append(check(truth(rng, other.wanted, 128), question.wanted))
     assert share(verdicts, False) >= ENOUGH
 
 
@@ -223,18 +223,9 @@ def _also_fits(shown: Wanted, wanted: Wanted) -> bool:
     return shapes[0] == shapes[1] and shown.background == wanted.background
 
 
-def picture_of(rng: np.random.Generator, wanted: Wanted) -> np.ndarray:
-    kinds = [(shape, color or other_color(rng, wanted.background)) for shape, color in wanted.things]
-    if wanted.relation:
-        scene = draw_pair(rng, kinds[0], wanted.relation, kinds[1], wanted.background)
-    else:
-        scene = draw_group(rng, *kinds[0], len(kinds), wanted.background)
-    return render(scene, 128, 128)
-
-
 def test_the_questions_of_evaluation_can_be_answered() -> None:
     rng = np.random.default_rng(10)
-    verdicts = [check(picture_of(rng, question.wanted), question.wanted) for question in questions(40)]
+    verdicts = [check(truth(rng, question.wanted, 128), question.wanted) for question in questions(40)]
     assert share(verdicts, True) >= ENOUGH
 
 

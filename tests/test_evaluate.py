@@ -11,10 +11,9 @@ from PIL import Image
 
 from engine import catalog, evaluate
 from engine.fake import paint
-from engine.seedling.checker import Wanted
 from engine.seedling.questions import TASKS, Question, questions
-from engine.seedling.scenes import draw_group, draw_pair, other_color, render
-from engine.types import BadRequest, Picture, Request, Seconds, Step
+from engine.types import BadRequest, EngineError, Picture, Request, Seconds, Step
+from tests.truth import truth
 
 ASKED = {question.prompt: question for question in questions(evaluate.PER_TASK)}
 Artist = Callable[[Request], np.ndarray]
@@ -24,14 +23,8 @@ def gradient(prompt: str, seed: int, width: int, height: int) -> np.ndarray:
     return paint(Request(prompt, "fake", seed, width, height, 4))
 
 
-def truth(wanted: Wanted) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    kinds = [(shape, color or other_color(rng, wanted.background)) for shape, color in wanted.things]
-    if wanted.relation:
-        scene = draw_pair(rng, kinds[0], wanted.relation, kinds[1], wanted.background)
-    else:
-        scene = draw_group(rng, *kinds[0], len(kinds), wanted.background)
-    return render(scene, 64, 64)
+def right_picture(question: Question) -> np.ndarray:
+    return truth(np.random.default_rng(0), question.wanted, 64)
 
 
 def knows(*tasks: str) -> Artist:
@@ -40,7 +33,7 @@ def knows(*tasks: str) -> Artist:
     def draw(request: Request) -> np.ndarray:
         question = ASKED[request.prompt]
         assert request.seed == question.seed
-        return truth(question.wanted) if question.task in tasks else np.zeros((64, 64, 3), np.uint8)
+        return right_picture(question) if question.task in tasks else np.zeros((64, 64, 3), np.uint8)
 
     return draw
 
@@ -119,7 +112,7 @@ def every_third(question: Question) -> bool:
 def partly(right: Callable[[Question], bool]) -> Artist:
     def draw(request: Request) -> np.ndarray:
         question = ASKED[request.prompt]
-        return truth(question.wanted) if right(question) else np.zeros((64, 64, 3), np.uint8)
+        return right_picture(question) if right(question) else np.zeros((64, 64, 3), np.uint8)
 
     return draw
 
@@ -140,10 +133,46 @@ def test_the_comparison_is_paired(shipped: Path, tmp_path: Path, draws) -> None:
     draws(partly(every_third))
     evaluate.run("seedling-dense", 120, tmp_path)
     against = evaluate.run("seedling-ternary", 60, tmp_path)["against"]  # part of what the reference was asked
-    assert against == {"model": "seedling-dense", "ratio": 1.0, "interval": [1.0, 1.0]}
+    assert against == {
+        "model": "seedling-dense", "difference": 0.0, "difference_interval": [0.0, 0.0], "ratio": 1.0,
+        "interval": [1.0, 1.0],
+    }  # fmt: skip
     draws(partly(lambda question: question.seed % 6 == 0))
     against = evaluate.run("seedling-binary", 120, tmp_path)["against"]
     assert against["interval"][0] < against["ratio"] < against["interval"][1] < 1 and 0.4 < against["ratio"] < 0.6
+
+
+def test_there_is_no_ratio_to_a_reference_that_is_hardly_ever_right(shipped: Path, tmp_path: Path, draws) -> None:
+    draws(partly(lambda question: question.seed % 40 == 0))  # one in each task of 20
+    evaluate.run("seedling-dense", 120, tmp_path)
+    draws(partly(every_third))
+    against = evaluate.run("seedling-binary", 120, tmp_path)["against"]
+    assert "ratio" not in against and 0.2 < against["difference"] < 0.4
+    assert 0 < against["difference_interval"][0] < against["difference"] < against["difference_interval"][1]
+
+
+@pytest.mark.parametrize("fault", [EngineError("the card fell out"), KeyboardInterrupt()])
+def test_a_run_that_is_cut_off_loses_no_answer(fault: BaseException, shipped: Path, tmp_path: Path, draws) -> None:
+    asked: list[str] = []
+    artist = partly(every_third)
+
+    def fails_late(request: Request) -> np.ndarray:
+        asked.append(request.prompt)
+        if len(asked) == 21:
+            raise fault
+        return artist(request)
+
+    draws(fails_late)
+    said: list[str] = []
+    with pytest.raises(type(fault)):
+        evaluate.run("seedling-dense", 30, tmp_path, say=said.append)
+    assert [line.partition(": ")[0] for line in said] == list(TASKS)[:4] and said[0] == "single_object: 2 of 5 right"
+    whole = evaluate.run("seedling-dense", 30, tmp_path, say=said.append)
+    assert said[4] == "20 of 30 questions were answered before the last run was cut off"
+    assert len(asked) == 31 and len(set(asked)) == 30
+    draws(artist)
+    assert evaluate.run("seedling-dense", 30, tmp_path) == whole
+    assert [path.name for path in (tmp_path / "evaluations").iterdir()] == ["seedling-dense.json"]
 
 
 def test_no_comparison_with_other_questions_or_another_reference(shipped: Path, tmp_path: Path, draws) -> None:

@@ -13,12 +13,11 @@ from engine.types import Request
 from studio import export, extras, files, library, relatives
 from studio.extras import Extras
 from studio.history import History
-from studio.jobs import Jobs
 from studio.page import Page, Tab
 from studio.rows import LOCAL
 from studio.runs import Runs
 from studio.settings import Settings
-from tests.rows import InlineEngine, add_image
+from tests.rows import InlineEngine, add_image, queue
 from tests.serving import OFFERS
 
 CONTROLS = {
@@ -29,12 +28,9 @@ CONTROLS = {
 
 @pytest.fixture
 def made(tmp_path: Path) -> Iterator[Extras]:
-    history = History(tmp_path / "data")
-    jobs = Jobs(history, InlineEngine())
-    page = Page(history, jobs, Settings(history.data_dir, backend="fake"), OFFERS)
-    yield Extras(page, Runs(page))
-    jobs.close()
-    history.close()
+    with queue(tmp_path / "data", InlineEngine()) as jobs:
+        page = Page(jobs._history, jobs, Settings(tmp_path / "data", backend="fake"), OFFERS)
+        yield Extras(page, Runs(page))
 
 
 @pytest.fixture

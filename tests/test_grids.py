@@ -10,7 +10,7 @@ from studio import grids, modelfiles
 from studio.history import History
 from studio.jobs import Jobs
 from studio.rows import LOCAL
-from tests.rows import InlineEngine
+from tests.rows import InlineEngine, queue
 
 BASE = Request("", "bonsai-ternary", 0, 64, 64, 1)
 
@@ -22,11 +22,8 @@ def engine() -> InlineEngine:
 
 @pytest.fixture
 def jobs(engine: InlineEngine, tmp_path: Path) -> Iterator[Jobs]:
-    history = History(tmp_path / "data")
-    queue = Jobs(history, engine)
-    yield queue
-    queue.close()
-    history.close()
+    with queue(tmp_path / "data", engine) as made:
+        yield made
 
 
 def finished(jobs: Jobs, history: History, grid: grids.Grid) -> tuple[grids.Cell, ...]:

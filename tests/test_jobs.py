@@ -17,6 +17,7 @@ from studio.history import History
 from studio.jobs import Jobs
 from studio.pace import Pace, left
 from studio.rows import DONE, FAILED, INTERRUPTED, LOCAL, RUNNING, STOPPED, WAITING, Job
+from tests.rows import queue
 
 
 class Engine:
@@ -62,11 +63,8 @@ def engine() -> Engine:
 
 @pytest.fixture
 def jobs(engine: Engine, tmp_path: Path) -> Iterator[Jobs]:
-    history = History(tmp_path / "data")
-    queue = Jobs(history, engine)
-    yield queue
-    queue.close()
-    history.close()
+    with queue(tmp_path / "data", engine) as made:
+        yield made
 
 
 def submit(jobs: Jobs, *prompts: str, owner: str = LOCAL) -> tuple[Job, ...]:

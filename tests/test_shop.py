@@ -81,6 +81,7 @@ def test_a_download_can_be_stopped_and_fails_with_a_sentence(shop: Shop, monkeyp
 
 
 def test_a_folder_is_imported_and_offered(shop: Shop, tiny_packs: Path) -> None:
+    shop.stop(TAB, None)  # pressed with nothing chosen, it stops nothing that begins later
     look = look_of(shop.bring(TAB, str(tiny_packs / "ternary")))
     assert "is installed" in look["shop_said"], look
     assert list((shop.page.settings.data_dir / "models").glob("[!.]*/model_index.json"))

@@ -1,28 +1,25 @@
 """The page's hand on the data folder: sizes, a project's name, and what leaves for good after a second press."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from engine.types import BadRequest
 from studio import library
-from studio.history import History
-from studio.jobs import Jobs
 from studio.page import Page
 from studio.rows import LOCAL
 from studio.settings import Settings
 from studio.shelf import Shelf
 from studio.storage import Storage
-from tests.rows import InlineEngine, add_image
+from tests.rows import InlineEngine, add_image, queue
 from tests.serving import OFFERS
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
-    with closing(History(tmp_path)) as history, closing(Jobs(history, InlineEngine())) as jobs:
-        yield Page(history, jobs, Settings(tmp_path, backend="fake"), OFFERS)
+    with queue(tmp_path, InlineEngine()) as jobs:
+        yield Page(jobs._history, jobs, Settings(tmp_path, backend="fake"), OFFERS)
 
 
 def test_the_folder_is_named_with_the_size_of_its_parts(page: Page) -> None:
