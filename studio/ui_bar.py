@@ -42,7 +42,10 @@ def lay_out(board: Board) -> None:
     board.add(
         "model", gr.Dropdown(models, value=page.first.model, label="Model", elem_id="model", **plain), board.model
     )
-    board.add("switch", gr.Button("", elem_id="switch", size="lg", min_width=0), lambda model: _switch(page, model))
+    board.add(
+        "switch", gr.Button(**_switch(page, page.first.model), elem_id="switch", size="lg", min_width=0),
+        lambda model: gr.update(**_switch(page, model)),
+    )  # fmt: skip
     board.add("queue", template("queue", filling(state="idle", summary="Queue empty", rows=[]), elem_id="queue"))
     if not space.on_a_space():
         gr.Button("Library", elem_id="open-library", size="lg", min_width=0)
@@ -95,9 +98,7 @@ def chosen_project(page: Page, tab: Tab, chosen: object) -> int:
     return page.history.new_project(tab.owner, name).id
 
 
-def _switch(page: Page, model: str) -> Any:
+def _switch(page: Page, model: str) -> dict[str, Any]:
     """The button that changes to the model's counterpart; away where there is none."""
-    import gradio as gr
-
     other = sibling(page.offers[model], page.offers.values())
-    return gr.update(value=f"Switch to {other.short}" if other else "", visible=other is not None)
+    return {"value": f"Switch to {other.short}" if other else "", "visible": other is not None}
