@@ -33,6 +33,8 @@ from engine.types import Backend, Crashed, EngineError, Picture, Request, Step
 
 log = logging.getLogger("niwaki.worker")
 
+NICE = 5  # how far the child steps back where others want its core: the page answers while a picture takes minutes
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -241,6 +243,8 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
     """The child: make what comes down the pipe, until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.disable()  # until the first picture: half a million objects of libraries are no garbage, and looking takes 0.8 s
     engine: Backend | None = None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+THREADS = 200  # an open tab's follower holds one of them, most of the time asleep
 PORTS = 100  # how many are tried from the first one on
 
 
@@ -75,6 +76,7 @@ def prepare(settings: Settings) -> None:
     cache = make_folder(settings.cache)
     pictures.sweep(cache)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else pandas sums all events up after every one
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(cache / "examples")  # else .gradio/ in the current folder
     for name in ("NO_PROXY", "no_proxy"):  # gradio asks itself over HTTP; a company proxy has no business there
@@ -112,6 +114,7 @@ def launch_options(settings: Settings) -> dict[str, Any]:
         strict_cors=True,
         show_error=False,
         max_file_size="20mb",
+        max_threads=THREADS,
         allowed_paths=[],
         theme=gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
         css_paths=style_sheets(),
