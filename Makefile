@@ -61,9 +61,9 @@ browser:
 	[ "$$CI" != true ] || exit 1; \
 	echo "Those tests are skipped."
 
-bench: $(VENV)/.test-tools browser
+bench: $(VENV)/.test-tools browser  ## our rows of SPEED.md; PACK=folder times a whole step of that pack instead of two blocks
 	for model in seedling-dense seedling-ternary seedling-binary; do $(PY) app.py bench --model $$model --json || exit; done
-	$(PY) -m tests.floor $(if $(PACK),$(PACK),)
+	$(PY) -m tests.floor $(PACK)
 	$(PY) -m tests.browser.measure
 	$(PY) -m studio.bench_history --json
 

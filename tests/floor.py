@@ -32,8 +32,8 @@ from studio.settings import data_dir
 from tests.packs.content import TRANSFORMER_4B, Configs, Content, small
 from tests.packs.full import write
 
-ROUNDS = 5
-TRIES = 2  # of the engine, after a first one
+ROUNDS = 5  # after a first one that warms up
+TRIES = 3  # of the engine, in the first rounds
 TILES = (512, 1024, 1536, 3072, 1 << 20)  # outputs of one call; the last is every layer in one piece
 
 
@@ -57,7 +57,7 @@ class Floor:
         self._best: dict[object, float] = {}
 
     def measure(self) -> None:
-        """One round; the first of a fresh process warms up the libraries and is never the best."""
+        """One more round of everything."""
         for m, k, n in self._products:
             x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
             for tile in sorted({min(tile, n) for tile in TILES}):
@@ -162,11 +162,10 @@ def compare(pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock,
                 engines[way] = Engine(pack, grid, dtype, clock, way)
         except kernels.Unavailable as reason:
             print(f"no compiled passes: {reason}")
-    for turn in range(ROUNDS + 1):
+    for turn in range(1 + ROUNDS):
         floor.measure()
-        for engine in engines.values():
-            if turn < 1 + TRIES:
-                engine.measure()
+        for engine in engines.values() if turn < TRIES else ():
+            engine.measure()
     parts = floor.seconds()
     total = sum(parts.values())
     facts = {"floor_s": total} | {f"{name}_floor_s": value for name, value in parts.items()}

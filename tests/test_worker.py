@@ -71,6 +71,16 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
+def test_a_child_begun_early_draws_the_first_picture(own: Worker, pack: Path) -> None:
+    assert own.pid is None
+    own.begin()
+    begun = own.pid
+    assert begun is not None
+    picture_of(own, request(pack))
+    own.begin()
+    assert own.pid == begun
+
+
 def test_steps_then_a_picture_and_the_child_stays(shared: Worker, pack: Path) -> None:
     *steps, picture = shared.run(request(pack))
     assert steps == [Step(0, 2), Step(1, 2), Step(2, 2)]
