@@ -39,17 +39,28 @@ class Need:
         )
 
 
-def need(pack: Pack, size: tuple[int, int], side: int, dtype: str, *, cpu: bool, tile: int, batch: int = 1) -> Need:
-    """What a picture of `size` (width, height) takes; `side` pixels an image token, `tile` 0: decoded in one piece."""
+def need(
+    pack: Pack,
+    size: tuple[int, int],
+    side: int,
+    dtype: str,
+    *,
+    cpu: bool,
+    tile: int,
+    batch: int = 1,
+    int8: bool = False,
+) -> Need:
+    """What a picture of `size` (width, height) takes; `side` pixels an image token, `tile` 0: decoded in one piece.
+    `int8`: packed layers are multiplied as bytes."""
     tokens = math.prod(size) // side**2 + pack.notes.text_length
     pixels = math.prod(_edge(length, tile) for length in size)
     return Need(
         libraries=LIBRARIES if cpu else 0,
         encoder=encoder_bytes(pack, dtype),
-        transformer=component_bytes(pack.transformer, dtype),
+        transformer=component_bytes(pack.transformer, dtype) + (folded_bytes(pack.transformer) if int8 else 0),
         decoder=decoder_bytes(pack.vae, dtype),
         encoding=encoding_bytes(pack, dtype),
-        denoising=SCRATCH + batch * tokens * token_bytes(pack, dtype),
+        denoising=SCRATCH + batch * tokens * (int8_token_bytes(pack) if int8 else token_bytes(pack, dtype)),
         decoding=pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype),
     )
 
@@ -94,10 +105,29 @@ def token_bytes(pack: Pack, dtype: str) -> int:
     """Activations of one token inside a single block, where they are most: the joint projection (queries, keys, values,
     both halves of the feed-forward), the feed-forward's product, attention and product side by side, and about five
     more rows: the block's input, its modulated copy, its result, and what the attention turns."""
+    width, mlp = _widths(pack)
+    return WIDTH[dtype] * ((3 * width + 2 * mlp) + mlp + (width + mlp) + 5 * width)
+
+
+def int8_token_bytes(pack: Pack) -> int:
+    """The same where layers multiply as bytes (torch_backend/fused.py), with float32 activations. Most is held where a
+    layer cannot bear it: the stream before and after, queries, keys and values, the output layer's input, and of this
+    layer the modulated input, both halves of the feed-forward and one of them gated."""
+    width, mlp = _widths(pack)
+    return 4 * (2 * width + 3 * width + (width + mlp) + width + 3 * mlp)
+
+
+def folded_bytes(component: Component) -> int:
+    """What torch's int8 passes keep beside the packed layers: a byte for each scale and four for each row."""
+    shapes = [info.shape for name, info in component.tensors.items() if name.endswith(".scales")]
+    return sum(rows * (groups + 4) for rows, groups in shapes)
+
+
+def _widths(pack: Pack) -> tuple[int, int]:
+    """Of the transformer's stream and of its feed-forward."""
     config = pack.transformer.config
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    mlp = int(width * config["mlp_ratio"])
-    return WIDTH[dtype] * ((3 * width + 2 * mlp) + mlp + (width + mlp) + 5 * width)
+    return width, int(width * config["mlp_ratio"])
 
 
 def encoding_bytes(pack: Pack, dtype: str) -> int:

@@ -24,7 +24,7 @@ from engine.types import BadRequest
 
 TRANSFORMER_FOLDERS = ("transformer-packed-mflux", "transformer")
 TEXT_ENCODER_FOLDERS = ("text_encoder-mlx-4bit", "text_encoder")
-_VARIANTS = {2: "ternary", 1: "binary", None: "dense"}
+_VARIANTS = {1: "binary", 2: "ternary", 4: "4-bit", None: "dense"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack folder with everything the engine reads. `variant` is ternary, binary or dense; `tokenizer` a folder."""
+    """A pack folder with everything the engine reads. `variant` is one of types.VARIANTS; `tokenizer` a folder."""
 
     folder: Path
     id: str
@@ -117,8 +117,6 @@ def open_pack(folder: str | Path) -> Pack:
     if not (tokenizer / "tokenizer.json").is_file():
         raise BadRequest(f"{tokenizer / 'tokenizer.json'} is missing; {REPAIR}")
     bits = transformer.quantization.bits if transformer.quantization else None
-    if bits not in _VARIANTS:
-        raise BadRequest(f"{transformer.folder} has {bits}-bit codes; only 1 and 2 bits, or dense weights, can be run")
     declared = jsonfile.read(folder / NOTES_FILE) if (folder / NOTES_FILE).exists() else {}
     notes = _notes(folder, declared)
     _check_shapes(transformer, shapes.transformer(transformer.config))

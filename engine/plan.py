@@ -6,13 +6,14 @@ Decides only; runs nothing, and imports neither torch nor mlx. Every decision co
 import importlib.util
 import re
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from engine import chain, memory, memory_mlx
 from engine.hardware import Hardware
 from engine.packs import Notes, Pack
-from engine.products import Numbers
+from engine.products import INT8_BITS, Numbers
 from engine.types import BadRequest, Request
 
 BACKENDS = ("auto", "torch", "mlx", "fake")
@@ -161,7 +162,7 @@ def _cheapest(
 ) -> tuple[_Way, memory.Need]:
     """The first way that fits into `room` bytes (0: unknown, so the first), else the last one."""
     for way in _ways(where, pack, size):
-        count = memory_mlx.need if where.backend == "mlx" else memory.need
+        count = memory_mlx.need if where.backend == "mlx" else partial(memory.need, int8=where.int8)
         needed = count(pack, size, side, where.dtype, cpu=where.device == "cpu", tile=way.vae_tile)
         if not room or needed.peak(way.keep_text_encoder) <= room:
             break
@@ -266,7 +267,7 @@ def _format(hardware: Hardware, pack: Pack, rates: Numbers | None) -> tuple[str,
 
 def _as_bytes(pack: Pack, rates: Numbers | None, int8: bool | None) -> tuple[bool, str]:
     """Whether packed layers are multiplied as bytes, and the words that say so ("" where nobody would ask)."""
-    if pack.transformer.quantization is None:
+    if pack.transformer.quantization is None or pack.transformer.quantization.bits not in INT8_BITS:
         return False, ""
     if int8 is not None:
         return int8, f"; int8 {'for the layers that bear it' if int8 else 'nowhere'}, because it was asked for"

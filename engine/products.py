@@ -14,6 +14,7 @@ from engine.hardware import Hardware
 from engine.packs import Pack
 
 FORMATS = ("float32", "bfloat16", "int8")
+INT8_BITS = (1, 2)  # codes that are a sign or nothing: torch_backend/int8.py folds the scales of those
 BOUND = 0.02  # |int8 - plain| / |plain| of a layer's outputs, up to which it is multiplied as bytes
 Numbers = Mapping[str, float]
 

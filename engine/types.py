@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-VARIANTS = ("ternary", "binary", "dense")
+VARIANTS = ("ternary", "binary", "4-bit", "dense")
 
 
 class EngineError(Exception):
