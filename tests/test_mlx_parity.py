@@ -32,10 +32,11 @@ def silent() -> None:
     pass
 
 
-@pytest.fixture(scope="module", params=["dense", "ternary", "binary"])
+@pytest.fixture(scope="module", params=["dense", "ternary", "binary", "4-bit"])
 def pack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     folder = tmp_path_factory.mktemp("packs") / request.param
-    return open_pack(write_pack(folder, request.param, Dims(double_blocks=2, single_blocks=2)))
+    dims = Dims(double_blocks=2, single_blocks=2, group_size=64 if request.param == "4-bit" else 128)
+    return open_pack(write_pack(folder, request.param, dims))
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bits of text": (lambda p: change_json(p / BITS, bits="2"), "declares '2' bits"),
     "three bits": (lambda p: change_json(p / BITS, bits=3), "declares 3 bits"),
     "other bits": (lambda p: change_json(p / BITS, bits=1), "where config.json implies"),
-    "four bits": (lambda p: change_json(p / BITS, bits=4), "only 1 and 2 bits"),
+    "four bits": (lambda p: change_json(p / BITS, bits=4), "where config.json implies"),
     "other groups": (lambda p: change_json(p / BITS, group_size=96), "no multiple of group 96"),
     "groups of zero": (lambda p: change_json(p / BITS, group_size=0), "groups of 0"),
     "tensor gone": (lambda p: change_tensors(p / WEIGHTS, {f"{LAYER}.weight": None}), f"lacks tensor {LAYER}.weight"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine import lowbit, schedule
 from engine.seedling.quantize import ENCODER_BITS, ENCODER_GROUP, TRANSFORMER_GROUP, binary, is_block_linear, ternary
 
-BITS = {"ternary": 2, "binary": 1}
+BITS = {"ternary": 2, "binary": 1, "4-bit": 4}
 State = Mapping[str, Tensor]
 
 
@@ -70,7 +70,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_transformer(folder: Path, variant: str, part: Part, group_size: int = TRANSFORMER_GROUP) -> None:
-    """All matrices inside the blocks are packed for ternary and binary; dense keeps every weight in bfloat16."""
+    """All matrices inside the blocks are packed; dense keeps every weight in bfloat16."""
     target = folder / ("transformer" if variant == "dense" else "transformer-packed-mflux")
     write_json(target / "config.json", {"_class_name": "Flux2Transformer2DModel", **part.config})
     if variant == "dense":

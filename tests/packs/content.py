@@ -15,7 +15,7 @@ import numpy as np
 from engine import lowbit, shapes
 
 BLOCK_ROWS = 4096
-BITS = {"ternary": 2, "binary": 1}
+BITS = {"ternary": 2, "binary": 1, "4-bit": 4}
 GROUP, ENCODER_GROUP, ENCODER_BITS = 128, 64, 4
 _TERNARY_BYTES = np.array(
     [a | b << 2 | c << 4 | d << 6 for a in range(3) for b in range(3) for c in range(3) for d in range(3)], np.uint8
@@ -43,6 +43,11 @@ VAE: dict[str, Any] = {
     "patch_size": [2, 2], "sample_size": 1024, "up_block_types": ["UpDecoderBlock2D"] * 4,
     "use_post_quant_conv": True, "use_quant_conv": True,
 }  # fmt: skip
+
+
+def group_of(bits: int) -> int:
+    """4-bit layers have MLX's usual groups, whichever component they are in."""
+    return ENCODER_GROUP if bits == 4 else GROUP
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def small(**transformer: Any) -> Configs:
 
 @dataclass(frozen=True)
 class Content:
-    """Random weights for `configs`; `variant` is ternary or binary. Arrays are float32 unless said otherwise."""
+    """Random weights for `configs`; `variant` is one of BITS. Arrays are float32 unless said otherwise."""
 
     configs: Configs
     variant: str
@@ -82,6 +87,11 @@ class Content:
     @property
     def bits(self) -> int:
         return BITS[self.variant]
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale in the transformer."""
+        return group_of(self.bits)
 
     def transformer(self) -> Iterator[tuple[str, Shape, bool]]:
         """(name of the weight, shape, whether the released packs quantise it)."""
@@ -123,9 +133,9 @@ class Content:
     def scales_and_biases(self, fqn: str, shape: Shape, bits: int) -> tuple[np.ndarray, np.ndarray]:
         """What `w = code * scale + bias` needs: ternary s and -s, binary 2s and -s, 4 bits s / 4 and -zero * scale."""
         if bits == 4:
-            scales = self.steps(fqn, shape, ENCODER_GROUP) / 4
+            scales = self.steps(fqn, shape, group_of(bits)) / 4
             return scales, -self.zeros(fqn, shape) * scales
-        steps = self.steps(fqn, shape, GROUP)
+        steps = self.steps(fqn, shape, group_of(bits))
         return (steps if bits == 2 else 2 * steps), -steps
 
     def zeros(self, fqn: str, shape: Shape) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.packs import layouts
-from tests.packs.content import BITS, Configs, Content, small
+from tests.packs.content import Configs, Content, small
 
 LAYOUTS = {"mlx": layouts.write_mlx, "gemlite": layouts.write_gemlite, "unpacked": layouts.write_unpacked}
 FIRST_SPECIAL = 151_643
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default="mlx")
-    parser.add_argument("--variant", choices=tuple(BITS), default="ternary")
+    parser.add_argument("--variant", choices=("ternary", "binary"), default="ternary")
     parser.add_argument("--small", action="store_true", help="a megabyte instead of gigabytes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

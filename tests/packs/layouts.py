@@ -14,7 +14,7 @@ import torch
 
 from engine import lowbit, tensorfile
 from engine.tensorfile import Entry
-from tests.packs.content import ENCODER_BITS, ENCODER_GROUP, GROUP, Content, Shape
+from tests.packs.content import ENCODER_BITS, ENCODER_GROUP, GROUP, Content, Shape, group_of
 from tests.packs.torchfile import Checkpoint
 
 SCHEDULER = {
@@ -37,7 +37,7 @@ def write_mlx(folder: Path, content: Content, tokenizer: Tokenizer, shards: int 
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     packed = folder / "transformer-packed-mflux"
     write_json(packed / "config.json", content.configs.transformer)
-    write_json(packed / "quantization_config.json", {"bits": content.bits, "group_size": GROUP})
+    write_json(packed / "quantization_config.json", {"bits": content.bits, "group_size": content.group})
     _write_shards(packed, WEIGHTS, packed_entries(content), {"format": "mlx"}, shards)
     encoder = folder / "text_encoder-mlx-4bit"
     quantization = {"group_size": ENCODER_GROUP, "bits": ENCODER_BITS}
@@ -50,7 +50,7 @@ def write_mlx(folder: Path, content: Content, tokenizer: Tokenizer, shards: int 
 def write_gemlite(folder: Path, content: Content, tokenizer: Tokenizer, group_mode: int = 4, axis: int = 1) -> Path:
     """The CUDA pack: transformer-gemlite-intN/state_dict.pt, text_encoder-hqq-4bit/qmodel.pt, vae; no scheduler.
 
-    `group_mode` is gemlite's metadata[10]; `axis` is how HQQ groups the text encoder's weights.
+    Ternary or binary. `group_mode` is gemlite's metadata[10]; `axis` is how HQQ groups the text encoder's weights.
     """
     _frame(folder, content)
     write_json(folder / "manifest.json", {"format": FORMATS[content.bits]})
@@ -162,7 +162,7 @@ def _mlx_entries(content: Content, name: str, shape: Shape, quantised: bool, bit
         yield Entry(name, "BF16", shape, _dense_bfloat16(content, name, shape))
         return
     fqn = name.removesuffix(".weight")
-    group = ENCODER_GROUP if bits == ENCODER_BITS else GROUP
+    group = group_of(bits)
     yield Entry(name, "U32", (shape[0], shape[1] * bits // 32), lambda: content.code_bytes(fqn, shape, bits))
     for index, part in enumerate(("scales", "biases")):
         def parts(index: int = index) -> Iterator[np.ndarray]:
