@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine import catalog, chain, install, lowbit, published, records
+from engine import catalog, chain, install, lowbit, products, published, records
 from engine.hardware import Hardware, detect
 from engine.packs import NOTES_FILE, Pack, open_pack
 from engine.plan import Plan, complete, plan
@@ -44,6 +44,8 @@ HEARD = 0.1  # mean difference of two pictures, of 255, below which the changed 
 SPREAD = 1.0  # mean difference of two seeds' pictures, of 255
 SAME = 2  # of 255: the most that a pixel of a repeated picture may differ; some kernels add in another order each time
 TELLS_APART = 0.01  # relative difference of the states of two prompts, and of two depths
+COMPOSES = 0.4  # correlation of a draft with what it was refined to; the seedling's lowest was 0.64 (SPEED.md)
+FAITHFUL = 30.0  # dB between the pictures of two kernels: a difference that nobody sees
 PRECISION = 0.02  # of a layer's product: int8 and bfloat16 stay under, a wrong code or scale does not
 _ROWS_SAMPLED = 32  # outputs of each layer that are computed again
 _INPUTS = 8  # vectors that each layer is multiplied with
@@ -51,10 +53,12 @@ _INPUTS = 8  # vectors that each layer is multiplied with
 
 class Subject(Protocol):
     """What the rows need of an engine. `states` float32 [states, tokens, hidden] of the prompt's own tokens; `product`
-    float32 [n, out] of vectors [n, in] with one packed layer, by the kernels that pictures are made with; `measure`
-    the facts of `bench`."""
+    float32 [n, out] of vectors [n, in] with one packed layer, by the kernels that pictures are made with; `plain` a
+    picture without any that were chosen for speed; `measure` the facts of `bench`."""
 
     def picture(self, request: Request) -> Picture: ...
+
+    def plain(self, request: Request) -> Picture: ...
 
     def states(self, prompt: str) -> np.ndarray: ...
 
@@ -249,6 +253,40 @@ def vary(case: Case) -> Row:
     return Row("vary", right, f"differences of 255: {says}, another seed {far:.1f}", measured, shown)
 
 
+def draft(case: Case) -> Row:
+    """A draft of half the size shows in what it is refined to, more than in the full size alone; for models of the real
+    kind, plainly."""
+    full = case.request(PROMPT, SEED, small=False)
+    assert full.width and full.height and full.steps
+    small = complete(replace(full, width=full.width // 2, height=full.height // 2), case.pack)
+    steps, start = chain.refinement(full.steps)
+    first, refined, fresh = (
+        case.subject.picture(request).pixels
+        for request in (small, replace(full, draft=small, steps=steps, start=start), full)
+    )
+    kept, without = (_correlation(first, _halved(pixels)) for pixels in (refined, fresh))
+    measured = {"refined": round(kept, 3), "without_a_draft": round(without, 3), "size": [small.width, small.height]}
+    says = f"the refined picture correlates with its draft by {kept:.2f}, one without a draft by {without:.2f}"
+    right = kept > without and (case.pack.notes.demo or kept >= COMPOSES)
+    return Row("draft", right, says, measured, (("draft", first), ("refined", refined), ("no draft", fresh)))
+
+
+def kernels(case: Case) -> Row:
+    """Which kernels were chosen here for speed, layer by layer, and whether they draw the plain ones' picture."""
+    request = replace(case.request(PROMPT, SEED), steps=1)
+    made = case.subject.picture(request)
+    if "int8" not in made.dtype:
+        return Row("kernels", None, f"no kernel that rounds was chosen: {made.reason}", {"dtype": made.dtype})
+    tried = (products.errors(case.data_dir, case.pack, name) for name in products.PASSES)
+    found = next(filter(None, tried), {})
+    plain = case.subject.plain(request)
+    decibels = _decibels(made.pixels, plain.pixels)
+    measured = {"dtype": made.dtype, "decibels": round(decibels, 1), "bound": products.BOUND, "errors": dict(found)}
+    says = f"{made.dtype}, {products.errors_in_words(found)}; {decibels:.0f} dB from the picture in {plain.dtype}"
+    shown = ((made.dtype, made.pixels), (plain.dtype, plain.pixels))
+    return Row("kernels", decibels >= FAITHFUL, says, measured, shown)
+
+
 def languages(case: Case) -> Row:
     """The colour word reaches the picture in every language; for models of the real kind, it means that colour."""
     asked = {name: pair for name, pair in COLORS.items() if name in (case.pack.notes.languages or COLORS)}
@@ -351,6 +389,24 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(np.float32) - b.astype(np.float32)).mean())
 
 
+def _decibels(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal to noise of two pictures; 99 for equal ones."""
+    square = float(np.square(a.astype(np.float64) - b).mean())
+    return 10 * float(np.log10(255**2 / square)) if square else 99.0
+
+
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    """Half the size, each pixel the mean of four."""
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    return pixels[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).mean(axis=(1, 3))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of what two pictures show beside their mean colour; 0 where one of them is flat."""
+    one, other = (each - each.mean(axis=(0, 1), dtype=np.float64) for each in (a, b))
+    return float((one * other).sum() / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-30))
+
+
 def _warmth(pixels: np.ndarray) -> float:
     return float(pixels[..., 0].mean() - pixels[..., 2].mean())
 
@@ -367,7 +423,9 @@ ROWS: dict[str, Callable[[Case], Row]] = {
     "range": picture_range,
     "seeds": seeds,
     "vary": vary,
+    "draft": draft,
     "languages": languages,
+    "kernels": kernels,
     "speed": speed,
     "states": states,
     "precision": precision,

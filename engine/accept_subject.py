@@ -21,6 +21,8 @@ class Probe(Protocol):
 
     def product(self, fqn: str, x: np.ndarray) -> np.ndarray: ...
 
+    def plain(self, request: Request) -> Picture: ...
+
 
 class EngineSubject:
     """engine.accept.Subject for the backends of this house."""
@@ -43,6 +45,9 @@ class EngineSubject:
 
     def product(self, fqn: str, x: np.ndarray) -> np.ndarray:
         return self._probe().product(fqn, x)
+
+    def plain(self, request: Request) -> Picture:
+        return self._probe().plain(request)
 
     def measure(self) -> dict[str, Any]:
         self.close()  # a cold start of its own, and no second model in memory

@@ -3,7 +3,8 @@
 Both backends ask before they assign anything. It knows names and shapes, no framework.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.types import EngineError
@@ -29,6 +30,18 @@ def refuse_misfits(expected: Shapes, found: Shapes, folder: Path) -> None:
     faults = [f"{kind} {_shortened(names)}" for kind, names in kinds.items() if names]
     if faults:
         raise EngineError(f"tensors in {folder} do not fit its config.json: {'; '.join(faults)}; {REPAIR}")
+
+
+@contextmanager
+def sensible(folder: Path) -> Iterator[None]:
+    """Whatever a library raises inside, about values of a config.json that open_pack lets pass, as one EngineError."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as why:
+        brief = " ".join(str(why).split())[:120]
+        raise EngineError(f"{folder / 'config.json'} holds a value that makes no sense ({brief}); {REPAIR}") from why
 
 
 def _shortened(names: list[str]) -> str:

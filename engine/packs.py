@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import jsonfile, lowbit, shapes
+from engine import configs, jsonfile, lowbit, shapes
 from engine.jsonfile import REPAIR
 from engine.records import NOTES_FILE, inside
 from engine.shapes import Shapes
@@ -122,6 +122,9 @@ def open_pack(folder: str | Path) -> Pack:
     _check_shapes(transformer, shapes.transformer(transformer.config))
     _check_shapes(text_encoder, shapes.text_encoder(text_encoder.config, max(notes.hidden_states)))
     _check_shapes(vae, shapes.vae(vae.config))
+    for kind, component in (("transformer", transformer), ("text_encoder", text_encoder), ("vae", vae)):
+        if fault := configs.fault(kind, component.config):
+            raise BadRequest(f"{component.folder / 'config.json'} holds {fault}, which makes no sense; {REPAIR}")
     _check_joints(transformer, text_encoder, vae, notes)
     return Pack(folder, str(declared.get("id", folder.resolve().name)), _VARIANTS[bits], transformer, text_encoder, vae,
                 tokenizer, notes)

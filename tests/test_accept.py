@@ -19,6 +19,7 @@ from engine.accept_subject import probe
 from engine.packs import open_pack
 from engine.plan import plan
 from engine.tensorfile import Entry, Tensors
+from engine.torch_backend import int8, kernels
 from engine.types import EngineError, Picture, Request, Seconds
 from studio import accept_page
 
@@ -30,14 +31,14 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 class Here:
     """The torch backend in this process, without the worker: the same classes, started once."""
 
-    def __init__(self, folder: Path, data: Path) -> None:
+    def __init__(self, folder: Path, data: Path, int8: bool | None = None) -> None:
         from engine.torch_backend.backend import TorchBackend
 
         machine = hardware.detect()
         pack = open_pack(folder)
         self.probe = probe(pack, plan(machine, pack, Request("x", str(folder)), "torch"), data)
-        self.backend = TorchBackend(machine, data)
-        self.states, self.product = self.probe.states, self.probe.product
+        self.backend = TorchBackend(machine, data, int8)
+        self.states, self.product, self.plain = self.probe.states, self.probe.product, self.probe.plain
         self.facts: dict[str, Any] = {}
 
     def picture(self, request: Request) -> Picture:
@@ -187,6 +188,35 @@ def test_layers_that_pictures_multiply_in_int8_are_asked_in_int8(pack: Path, tmp
     assert plain.measured["largest"] < 1e-5 < 1e-3 < int8.measured["largest"] < accept.PRECISION
 
 
+def test_a_draft_shows_in_what_it_becomes(tmp_path: Path) -> None:
+    """In the shipped model: random weights have no composition that could be kept."""
+    seedling = Path(shutil.copytree(catalog.SHIPPED / "seedling-ternary", tmp_path / "seedling"))
+    (row,) = ask(seedling, "draft", tmp_path)
+    assert row.passed is True and row.measured["refined"] > accept.COMPOSES, row
+    draw_always_the_same(seedling)
+    (row,) = ask(seedling, "draft", tmp_path)
+    assert row.passed is False and "correlates with its draft by 0.00" in row.sentence, row
+
+
+def test_a_kernel_that_draws_another_picture_is_found(pack: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """int8 as an earlier trial admitted it, and as a processor that multiplies wrongly would make of it."""
+    monkeypatch.setattr(kernels, "chosen", lambda *_: None)
+    (row,) = ask(pack, "kernels", tmp_path)
+    assert row.passed is None and row.sentence.startswith("no kernel that rounds was chosen: cpu")
+
+    def answer() -> Row:
+        *_, last = accept.run(str(pack), tmp_path, "torch", Here(pack, tmp_path, int8=True), ["kernels"])
+        assert isinstance(last, Acceptance)
+        return last.rows[0]
+
+    sound = answer()
+    assert sound.passed is True and "float32 with int8" in sound.sentence and len(sound.pictures) == 2
+    assert sound.measured["errors"] == products.errors(tmp_path, open_pack(pack), "torch") != {}
+    expand = int8.expand
+    monkeypatch.setattr(int8, "expand", lambda *how: expand(*how).roll(1, 0))
+    assert answer().passed is False
+
+
 @pytest.mark.slow  # mlx measures its kernels first
 @pytest.mark.parametrize(("name", "plant"), [("states", do_nothing_in_depth), ("precision", overflow_in_a_layer)])
 def test_mlx_answers_the_same_questions(
@@ -233,6 +263,9 @@ class Told:
     def product(self, fqn: str, x: np.ndarray) -> np.ndarray:
         raise EngineError("the kernel is not there")
 
+    def plain(self, request: Request) -> Picture:
+        return self.picture(request)
+
     def measure(self) -> dict[str, Any]:
         return self.facts
 
@@ -252,6 +285,36 @@ def test_a_real_model_must_mean_the_colour_in_four_languages(pack: Path, tmp_pat
     row = tell(pack, tmp_path, "languages", Told(blue=(195, 40, 40)))
     assert row.passed is False and "ta: the red wall is 5.0 of 255 warmer than the blue one, not 10" in row.sentence
     assert tell(pack, tmp_path, "languages", Told(red=(40, 40, 200), blue=(200, 40, 40))).passed is False
+
+
+@dataclass
+class Composer(Told):
+    """Each size has a picture of its own, and `kept` of a draft's is in what it is refined to."""
+
+    kept: float = 0.7
+
+    def picture(self, request: Request) -> Picture:
+        def noise(width: int, height: int) -> np.ndarray:
+            return np.random.default_rng(width).normal(0, 20, (height, width, 3))
+
+        assert request.width and request.height
+        pixels = noise(request.width, request.height)
+        if request.draft:
+            assert request.draft.width and request.draft.height and request.start
+            draft = noise(request.draft.width, request.draft.height).repeat(2, 0).repeat(2, 1)
+            pixels = self.kept * draft + 2 * np.sqrt(1 - self.kept**2) * pixels  # 2: halving evens its noise out
+        return Picture((128 + pixels).clip(0, 255).astype(np.uint8), request, "told", "", Seconds(), 0)
+
+
+@pytest.mark.parametrize(("demo", "kept", "passed"), [
+    (False, 0.7, True), (False, 0.3, False), (True, 0.3, True), (True, -0.3, False),
+])  # fmt: skip
+def test_a_draft_must_show_in_what_it_became(
+    demo: bool, kept: float, passed: bool, pack: Path, tmp_path: Path
+) -> None:
+    declare(pack, {}, demo=demo)
+    row = tell(pack, tmp_path, "draft", Composer(kept=kept))
+    assert row.passed is passed and row.measured["size"] == [32, 32] and len(row.pictures) == 3, row
 
 
 def test_a_final_norm_on_the_last_state_is_seen(pack: Path, tmp_path: Path) -> None:

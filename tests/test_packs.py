@@ -182,6 +182,19 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config lacks a key": (lambda p: drop_json(p / CONFIG, "num_layers"), "config.json lacks 'num_layers'"),
     "config of text": (lambda p: change_json(p / CONFIG, num_attention_heads="2"), "makes no sense"),
     "config off": (lambda p: change_json(p / CONFIG, num_attention_heads=3), "where config.json implies"),
+    "axes of text": (
+        lambda p: change_json(p / CONFIG, axes_dims_rope="x"), "config.json holds axes_dims_rope 'x', which makes no"),
+    "axes of another head": (lambda p: change_json(p / CONFIG, axes_dims_rope=[16] * 3), "holds axes_dims_rope"),
+    "odd axes": (lambda p: change_json(p / CONFIG, axes_dims_rope=[15, 17, 16, 16]), "holds axes_dims_rope"),
+    "eps no number": (lambda p: change_json(p / CONFIG, eps=None), "holds eps 'None'"),
+    "theta of nan": (lambda p: change_json(p / CONFIG, rope_theta=math.nan), "holds rope_theta 'nan'"),
+    "another activation": (lambda p: change_json(p / "vae/config.json", act_fn="gelu"), "holds act_fn 'gelu'"),
+    "a misspelt block": (
+        lambda p: change_json(p / "vae/config.json", down_block_types=["downEncoderBlock2D"] * 4), "down_block_types"),
+    "groups that do not divide": (lambda p: change_json(p / "vae/config.json", norm_num_groups=3), "norm_num_groups"),
+    "endless blocks": (lambda p: change_json(p / "vae/config.json", layers_per_block=10**9), "layers_per_block"),
+    "the reader's activation": (
+        lambda p: change_json(p / "text_encoder-mlx-4bit/config.json", hidden_act="gelu"), "holds hidden_act 'gelu'"),
     "endless layers": (lambda p: change_json(p / CONFIG, num_layers=10**12), "lacks tensor .*blocks.1"),
     "bits of text": (lambda p: change_json(p / BITS, bits="2"), "declares '2' bits"),
     "three bits": (lambda p: change_json(p / BITS, bits=3), "declares 3 bits"),

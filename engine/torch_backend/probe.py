@@ -9,7 +9,8 @@ from torch import Tensor
 from engine.hardware import detect
 from engine.packs import Pack
 from engine.plan import Plan
-from engine.torch_backend.backend import Model, placed
+from engine.torch_backend.backend import Model, TorchBackend, placed
+from engine.types import Picture, Request
 
 
 class TorchProbe:
@@ -35,6 +36,13 @@ class TorchProbe:
         assert self.model.weights is not None
         layer = self.model.weights.transformer.get_submodule(fqn)
         return _array(layer(torch.from_numpy(x).to(self.device, self.dtype)))
+
+    def plain(self, request: Request) -> Picture:
+        backend = TorchBackend(detect(), self.data_dir, int8=False)
+        try:
+            return next(each for each in backend.generate(request, lambda: False) if isinstance(each, Picture))
+        finally:
+            backend.close()
 
 
 def _array(tensor: Tensor) -> np.ndarray:

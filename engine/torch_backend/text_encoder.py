@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.fitting import REPAIR
+from engine.fitting import REPAIR, sensible
 from engine.packs import Component
 from engine.torch_backend import linear
 from engine.types import EngineError
@@ -31,13 +31,14 @@ class TextEncoder:
             raise EngineError(f"{component.folder} has {depth} layers, so no state {layers}; {REPAIR}")
         cut = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
         # `quantization` is MLX's key for its own use, and ours through component.quantization
-        config = Qwen3Config(**{k: v for k, v in component.config.items() if k != "quantization"} | cut)
-        with torch.device("meta"):
-            self.model = Qwen3Model(config)
+        with sensible(component.folder):
+            config = Qwen3Config(**{k: v for k, v in component.config.items() if k != "quantization"} | cut)
+            with torch.device("meta"):
+                self.model = Qwen3Model(config)
+            # Its frequencies are in no file, so the ones made on the meta device have no values.
+            self.model.rotary_emb = Qwen3RotaryEmbedding(config).to(device)
         # States are taken between layers. transformers puts the final norm on the last one, where nobody else has it.
         self.model.norm = nn.Identity()
-        # Its frequencies are in no file, so the ones made on the meta device have no values.
-        self.model.rotary_emb = Qwen3RotaryEmbedding(config).to(device)
         unused = ("norm.", "lm_head.", *(f"layers.{number}." for number in range(layers, depth)))
         self.files = linear.build(self.model, component, dtype, device, prefix="model.", unused=unused)
         self.hidden_states = hidden_states

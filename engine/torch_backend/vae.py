@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.fitting import sensible
 from engine.memory import TILE_HALO
 from engine.packs import Component
 from engine.tiles import mosaic, spans
@@ -56,7 +57,7 @@ class PictureDecoder:
         """Raises EngineError when the tensors don't fit the configuration."""
         from diffusers import AutoencoderKLFlux2
 
-        with torch.device("meta"):
+        with torch.device("meta"), sensible(component.folder):
             self.vae = AutoencoderKLFlux2.from_config(component.config)
         self.vae.encoder = self.vae.quant_conv = None
         self.files = linear.build(self.vae, component, dtype, device, unused=("encoder.", "quant_conv."))
