@@ -11,14 +11,19 @@ from typing import Any
 Config = Mapping[str, Any]
 Rule = Callable[[Any, Config], bool]
 MOST_LAYERS = 16  # of a block of the autoencoder; the real one has two
+DEEPEST = 512  # layers of a text encoder; the real one has 36
 AXES = 4  # of a token's position
 
 
 def fault(component: str, config: Config) -> str | None:
-    """The first key of a "transformer", "text_encoder" or "vae" whose value makes no sense, with it; None: all fine.
-    A key that is not there has a default, or was missed before. The shapes have been checked."""
-    wrong = (key for key, rule in _RULES[component].items() if key in config and not rule(config[key], config))
-    return next((f"{key} {str(config[key])[:60]!r}" for key in wrong), None)
+    """What makes no sense in the configuration of a "transformer", "text_encoder" or "vae", whose shapes have been
+    checked: a key with its value, or one that is missing; None: all fine. Other missing keys have a default."""
+    for key, rule in _RULES[component].items():
+        if key in config and not rule(config[key], config):
+            return f"{key} {str(config[key])[:60]!r}"
+        if key not in config and key in _REQUIRED:
+            return f"no {key}"
+    return None
 
 
 def _positive(value: Any, config: Config) -> bool:
@@ -53,13 +58,15 @@ def _blocks(kind: str) -> Rule:
     return lambda value, config: value == [kind] * len(config["block_out_channels"])
 
 
-def _few(value: Any, config: Config) -> bool:
-    return type(value) is int and 0 < value <= MOST_LAYERS
+def _up_to(most: int) -> Rule:
+    return lambda value, config: type(value) is int and 0 < value <= most
 
 
+_REQUIRED = ("num_hidden_layers", "layers_per_block", "norm_num_groups", "batch_norm_eps")
 _RULES: dict[str, dict[str, Rule]] = {
     "transformer": {"eps": _positive, "rope_theta": _positive, "axes_dims_rope": _axes},
     "text_encoder": {
+        "num_hidden_layers": _up_to(DEEPEST),
         "rms_norm_eps": _positive,
         "rope_theta": _positive,
         "hidden_act": _is("silu"),
@@ -68,7 +75,7 @@ _RULES: dict[str, dict[str, Rule]] = {
     "vae": {
         "act_fn": _is("silu"),
         "batch_norm_eps": _positive,
-        "layers_per_block": _few,
+        "layers_per_block": _up_to(MOST_LAYERS),
         "norm_num_groups": _groups,
         "down_block_types": _blocks("DownEncoderBlock2D"),
         "up_block_types": _blocks("UpDecoderBlock2D"),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import products
 from engine.hardware import available_bytes, detect, resident_bytes
 from engine.packs import open_pack
 from engine.plan import complete, plan
@@ -34,8 +35,10 @@ PROMISED = {
 RUNS = [
     ("mlx", "ternary", "512x512", 1),
     ("mlx", "binary", "512x512", 1),
+    ("mlx", "binary", "1024x1024", 1),  # runs of one pack in a row: the next pack takes its place on the disk
+    ("mlx", "binary", "512x512", 4),
     ("mlx", "ternary", "1024x1024", 1),
-    ("mlx", "binary", "1024x1024", 1),
+    ("mlx", "ternary", "512x512", 4),
     ("gemlite", "ternary", "512x512", 4),
     ("gemlite", "binary", "512x512", 4),
 ]
@@ -135,11 +138,14 @@ def test_within_the_promised_memory_and_as_predicted(
     measured = generate(model, size, steps, folder)
     width, height = map(int, size.split("x"))
     pack = open_pack(model)
-    decided = plan(detect(), pack, complete(Request("a bonsai tree", str(model), 0, width, height, steps), pack))
+    request = complete(Request("a bonsai tree", str(model), 0, width, height, steps), pack)
+    rates = products.rates(folder / "data", detect())  # measured by the run, which may have chosen int8 for them
+    decided = plan(detect(), pack, request, rates=rates)
     peak, mean = PROMISED[variant, size]
-    print(f"{layout} {variant} {size} {steps}: peak {measured.highest / GB:.3f} of {peak / GB}, predicted "
-          f"{decided.peak_bytes / GB:.3f}, mean while denoising {measured.mean_while_denoising() / GB:.3f}, command "
-          f"{measured.parent / GB:.3f}, {measured.facts['seconds']}")  # fmt: skip
+    print(f"{layout} {variant} {size} {steps}{' int8' * decided.int8}: peak {measured.highest / GB:.3f} of "
+          f"{peak / GB}, predicted {decided.peak_bytes / GB:.3f}, mean while denoising "
+          f"{measured.mean_while_denoising() / GB:.3f}, command {measured.parent / GB:.3f}, "
+          f"{measured.facts['seconds']}")  # fmt: skip
     assert measured.highest <= peak
     assert measured.facts["peak_memory_bytes"] == pytest.approx(measured.highest, rel=0.01)
     assert abs(decided.peak_bytes / measured.highest - 1) <= 0.15

@@ -195,6 +195,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "endless blocks": (lambda p: change_json(p / "vae/config.json", layers_per_block=10**9), "layers_per_block"),
     "the reader's activation": (
         lambda p: change_json(p / "text_encoder-mlx-4bit/config.json", hidden_act="gelu"), "holds hidden_act 'gelu'"),
+    "an endless encoder": (
+        lambda p: change_json(p / "text_encoder-mlx-4bit/config.json", num_hidden_layers=10**12), "num_hidden_layers"),
+    "no depth": (
+        lambda p: drop_json(p / "text_encoder-mlx-4bit/config.json", "num_hidden_layers"), "no num_hidden_layers"),
     "endless layers": (lambda p: change_json(p / CONFIG, num_layers=10**12), "lacks tensor .*blocks.1"),
     "bits of text": (lambda p: change_json(p / BITS, bits="2"), "declares '2' bits"),
     "three bits": (lambda p: change_json(p / BITS, bits=3), "declares 3 bits"),

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from engine.fitting import REPAIR
+from engine.fitting import REPAIR, sensible
 from engine.mlx_backend import linear
 from engine.mlx_backend.fused import swiglu
 from engine.packs import Component
@@ -100,7 +100,8 @@ class TextEncoder:
         depth, layers = component.config["num_hidden_layers"], max(hidden_states)
         if layers > depth:
             raise EngineError(f"{component.folder} has {depth} layers, so no state {layers}; {REPAIR}")
-        self.model = Qwen3Model(component.config, layers)
+        with sensible(component.folder):
+            self.model = Qwen3Model(component.config, layers)
         unused = ("norm.", "lm_head.", *(f"layers.{number}." for number in range(layers, depth)))
         linear.build(self.model, component, dtype, prefix="model.", unused=unused, expand_from=expand_from)
         self.hidden_states = hidden_states

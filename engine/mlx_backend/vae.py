@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from engine.fitting import sensible
 from engine.memory import TILE_HALO
 from engine.mlx_backend import linear
 from engine.mlx_backend.fused import affine, silu
@@ -321,7 +322,8 @@ class PictureEncoder:
 
 def loaded(component: Component, dtype: mx.Dtype, half: str) -> AutoencoderKLFlux2:
     """One half of the autoencoder with its tensors; they are read when they are first used."""
-    vae = AutoencoderKLFlux2(component.config, half)
+    with sensible(component.folder):
+        vae = AutoencoderKLFlux2(component.config, half)
     other = ("encoder.", "quant_conv.") if half == "decoder" else ("decoder.", "post_quant_conv.")
     unused = (*other, "bn.num_batches_tracked")
     linear.build(vae, component, dtype, unused=unused, layout=channels_last)
