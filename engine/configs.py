@@ -11,6 +11,7 @@ from typing import Any
 Config = Mapping[str, Any]
 Rule = Callable[[Any, Config], bool]
 MOST_LAYERS = 16  # of a block of the autoencoder; the real one has two
+MOST_LEVELS = 8  # of the autoencoder, each half the size of the one before; the real one has four
 DEEPEST = 512  # layers of a text encoder; the real one has 36
 AXES = 4  # of a token's position
 
@@ -49,6 +50,10 @@ def _shared(value: Any, config: Config) -> bool:
     return type(value) is int and value > 0 and config["num_attention_heads"] % value == 0
 
 
+def _widths(value: Any, config: Config) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= MOST_LEVELS and all(type(n) is int and n > 0 for n in value)
+
+
 def _groups(value: Any, config: Config) -> bool:
     widths = [*config["block_out_channels"], *(config.get("decoder_block_out_channels") or ())]
     return type(value) is int and value > 0 and all(width % value == 0 for width in widths)
@@ -73,6 +78,7 @@ _RULES: dict[str, dict[str, Rule]] = {
         "num_key_value_heads": _shared,
     },
     "vae": {
+        "block_out_channels": _widths,  # before the rules that divide by them
         "act_fn": _is("silu"),
         "batch_norm_eps": _positive,
         "layers_per_block": _up_to(MOST_LAYERS),

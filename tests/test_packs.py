@@ -191,6 +191,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another activation": (lambda p: change_json(p / "vae/config.json", act_fn="gelu"), "holds act_fn 'gelu'"),
     "a misspelt block": (
         lambda p: change_json(p / "vae/config.json", down_block_types=["downEncoderBlock2D"] * 4), "down_block_types"),
+    "widths of text": (lambda p: change_json(p / "vae/config.json", block_out_channels=["x"] * 4), "block_out_"),
     "groups that do not divide": (lambda p: change_json(p / "vae/config.json", norm_num_groups=3), "norm_num_groups"),
     "endless blocks": (lambda p: change_json(p / "vae/config.json", layers_per_block=10**9), "layers_per_block"),
     "the reader's activation": (
