@@ -24,6 +24,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return BrowserFirst(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Why a test was tried again: -r R gives its name alone."""
+    terminalreporter.ensure_newline()
+    for report in terminalreporter.stats.get("rerun", []):
+        why = next((line for line in report.longreprtext.splitlines() if line.startswith("E ")), "E  no reason given")
+        terminalreporter.write_line(f"tried again: {report.nodeid} in {report.when}: {why[1:].strip()}")
+
+
 @pytest.fixture(scope="session")
 def tiny_packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packs `ternary`, `binary` and `dense`, for reading only: copy one to damage it."""
