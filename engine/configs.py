@@ -56,7 +56,7 @@ def _widths(value: Any, config: Config) -> bool:
 
 def _groups(value: Any, config: Config) -> bool:
     widths = [*config["block_out_channels"], *(config.get("decoder_block_out_channels") or ())]
-    return type(value) is int and value > 0 and all(width % value == 0 for width in widths)
+    return type(value) is int and value > 0 and all(type(width) is int and width % value == 0 for width in widths)
 
 
 def _blocks(kind: str) -> Rule:
