@@ -55,9 +55,10 @@ AFTER_KEY = """([key, where]) => new Promise(done => {
     const press = new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true});
     document.querySelector('#stage .view').dispatchEvent(press);
 })"""
+# From now on: while the page opens gradio puts its components up one after the other.
 SHIFTS = """window.shifted = 0; new PerformanceObserver(list => {
     for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
-}).observe({type: 'layout-shift', buffered: true});"""
+}).observe({type: 'layout-shift'});"""
 
 
 ENTER, KEPT = "Enter to painted, beyond the engine", "K, counted by the server"
