@@ -116,6 +116,7 @@ def draw(folder: Path, data: Path) -> None:
     assert isinstance(last, Picture) and monotonic() - start < SECONDS
 
 
+@pytest.mark.timeout(2400)  # a minute of processor time, which a busy machine gives out slowly
 @pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_damaged_pack_is_refused_or_draws(count: int, tmp_path: Path) -> None:
     source = full.write(tmp_path / "source", "mlx", Content(small(), "ternary"))
