@@ -1,11 +1,24 @@
 """What a person does on the page, and how many clicks it takes: one press of a button or a key; typing is free."""
 
+import base64
 from typing import Any
 
 from tests.browser.conftest import playwright
 
 expect = playwright.expect
+# What would act if any part of the page took it for markup, or for one of the two template languages behind it.
+NASTY = (
+    """<img src=x onerror="window.hit=1"><script>window.hit=1</script>""",
+    "${(window['hit']=1)} `+(window.hit=1)+` \\${window.hit=1} \\` C:\\new\\Users {{value}} {{{value}}} $& $1",
+)
 NEW, PREVIOUS = "#stage .layer.new img", "#stage .layer.previous img"
+
+DROP = """(b64) => {
+  const bytes = Uint8Array.from(atob(b64), (char) => char.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], "from-a-friend.png", { type: "image/png" }));
+  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
 
 
 class Hand:
@@ -22,6 +35,11 @@ class Hand:
     def press(self, key: str) -> None:
         self.clicks += 1
         self.tab.keyboard.press(key)
+
+    def drop(self, png: bytes) -> None:
+        """Drop a file anywhere on the page."""
+        self.clicks += 1
+        self.tab.evaluate(DROP, base64.b64encode(png).decode())
 
     def type(self, prompt: str) -> None:
         """Type a prompt; the prompt box has the focus when a page opens, and after a run."""

@@ -12,7 +12,7 @@ import pytest
 from studio import page, pictures
 from studio.rows import LOCAL
 from tests.browser.conftest import OpenTab
-from tests.browser.steps import NEW, PREVIOUS, ask_for, expect, make, settle, to_the_stage, wait_for
+from tests.browser.steps import NASTY, NEW, PREVIOUS, ask_for, expect, make, settle, to_the_stage, wait_for
 from tests.serving import Served
 
 
@@ -158,12 +158,6 @@ def test_the_library_finds_and_opens(tab: Any) -> None:
     tab.locator("#grid .thumb").click()
     expect(tab.locator("#library")).not_to_be_visible()
     expect(tab.locator(NEW)).to_have_attribute("alt", "a yellow triangle")
-
-
-NASTY = (
-    """<img src=x onerror="window.hit=1"><script>window.hit=1</script>""",
-    "${(window['hit']=1)} `+(window.hit=1)+` \\${window.hit=1} \\` C:\\new\\Users {{value}} {{{value}}} $& $1",
-)
 
 
 @pytest.mark.parametrize("nasty", NASTY)

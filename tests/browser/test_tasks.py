@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from studio import pictures
 from studio.rows import LOCAL, STOPPED
 from tests.browser.conftest import OpenTab
-from tests.browser.steps import NEW, PREVIOUS, Hand, ask_for, expect, make, settle, start_anew, wait_for
+from tests.browser.steps import NASTY, NEW, PREVIOUS, Hand, ask_for, expect, make, settle, start_anew, wait_for
 from tests.serving import Served
 
 STEP = re.compile(r"Step \d of 4")
@@ -154,19 +155,55 @@ ODD = {
     "emoji": "🌲 a red 👩‍👩‍👧 circle 🟥",
     "Devanagari": "नीली पृष्ठभूमि पर दो लाल वृत्त",
     "Tamil": "நீல பின்னணியில் இரண்டு சிவப்பு வட்டங்கள்",
-    "long": "a red circle " * 150 + "at the end",
+    "long": "a red circle " * 770 + "at the end",  # 10,000 characters and some
+    "markup": NASTY[0],
+    "templates": NASTY[1],
 }
+
+
+def squeezed(text: str) -> str:
+    """Without white space, which HTML and the diff lay out as they like."""
+    return re.sub(r"\s+", "", text)
+
+
+def words_of(tab: Any, part: str) -> str:
+    """A diff's words, squeezed, without those that are gone."""
+    return squeezed("".join(tab.locator(f"{part} .words :is(span, ins)").all_text_contents()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", ODD.values(), ids=ODD)
-def test_odd_prompts_are_shown_to_the_letter(tab: Any, prompt: str) -> None:
-    make(tab, prompt)
-    expect(tab.locator("#caption .words")).to_contain_text(prompt.split()[-1])  # it follows the picture
-    text = "".join(tab.locator("#caption .words :is(span, ins)").all_text_contents())  # without what is gone
-    shown = re.sub(r"\s+", "", text)
-    for word in prompt.split():
-        assert re.sub(r"\s+", "", word) in shown
+def test_odd_prompts_are_shown_to_the_letter_everywhere(tab: Any, page_server: Served, prompt: str) -> None:
+    start_anew(tab)
+    make(tab, "before")
+    settle(tab)
+    wanted = squeezed(prompt)
+    tab.locator("#prompt textarea").fill(prompt)
+    expect(tab.locator("#diff del")).to_have_text("before")
+    assert words_of(tab, "#diff") == wanted
+    tab.locator("#prompt textarea").press("Enter")
+    wait_for(tab, prompt)
+    settle(tab)
+    expect(tab.locator("#caption del")).to_have_text("before")
+    assert words_of(tab, "#caption") == wanted
+    current = tab.locator("#revisions [aria-current]")
+    expect(current.locator("b")).to_have_text("r2")
+    assert squeezed("".join(current.locator("ins").all_text_contents())) == wanted
+    assert tab.locator("#strip .thumb").last.get_attribute("aria-label").endswith(f": {prompt}")
+    recipe = pictures.read_recipe(page_server.history.image(LOCAL, page_server.history.jobs(LOCAL)[-1].image).path)
+    assert recipe["prompt"] == prompt
+    tab.locator("#open-library").click()
+    expect(tab.locator("#grid li").first).to_contain_text(prompt[:40].strip())
+    assert wanted in squeezed(tab.locator("#grid li").first.text_content())
+    tab.locator("#open-workshop").click()
+    tab.locator("#grid-prompts textarea").fill(prompt)
+    tab.locator("#grid-seeds input, #grid-seeds textarea").first.fill("0")
+    expect(tab.locator("#grid-cost")).to_contain_text("there already")
+    tab.locator("#grid-go").click()
+    expect(tab.locator("#cells img")).to_have_count(1)
+    assert squeezed(tab.locator("#cells tbody th").text_content()) == wanted
+    assert tab.evaluate("window.hit") is None
+    assert tab.locator("#caption img, #revisions img, #diff img, #cells th img").count() == 0
     tab.reload()
     wait_for(tab, prompt)
     expect(tab.locator("#prompt textarea")).to_have_value(prompt)

@@ -1,6 +1,5 @@
 """What comes and goes in a real Chromium: an export, a dropped PNG, live pictures, grids and templates."""
 
-import base64
 import threading
 import zipfile
 from pathlib import Path
@@ -13,14 +12,6 @@ from tests.browser.steps import NEW, Hand, make, settle, to_the_stage, wait_for
 from tests.serving import Served
 
 expect = playwright.expect
-
-DROP = """(b64) => {
-  const bytes = Uint8Array.from(atob(b64), (char) => char.charCodeAt(0));
-  const data = new DataTransfer();
-  data.items.add(new File([bytes], "from-a-friend.png", { type: "image/png" }));
-  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-}"""
-
 
 def test_the_keepers_leave_with_one_click(tab: Any, page_server: Served, tmp_path: Path) -> None:
     make(tab, "a red circle")
@@ -41,14 +32,16 @@ def test_one_drop_restores_a_picture_and_says_what_differs(tab: Any, page_server
     make(tab, "a green circle")
     image = library.page(page_server.history, LOCAL).images[0]
     tab.locator("#prompt textarea").fill("something else")
-    tab.evaluate(DROP, base64.b64encode(image.path.read_bytes()).decode())
+    hand = Hand(tab)
+    hand.drop(image.path.read_bytes())
     expect(tab.locator("#progress")).to_contain_text("From-a-friend.png: other words")
     expect(tab.locator("#prompt textarea")).to_have_value("a green circle")
     expect(tab.locator(NEW)).to_have_attribute("alt", "a green circle")
+    assert hand.clicks == 1
 
 
 def test_a_dropped_stranger_is_a_sentence(tab: Any) -> None:
-    tab.evaluate(DROP, base64.b64encode(b"no picture").decode())
+    Hand(tab).drop(b"no picture")
     expect(tab.locator("#progress .error")).to_contain_text("is not a PNG picture")
 
 
