@@ -32,9 +32,10 @@ class Batches:
         try:
             grid = self.plan(kind, prompts, seeds, models, controls)
             cells = grids.start(self.page.jobs, self.page.history, tab.owner, tab.project, grid)
-            yield {"cells": self._drawn(grid, cells), "queue": self.page.queue(tab), "cost": self._reused(cells)}
+            cost = {"cost": self._reused(cells)}
             queued = next((cell.job for cell in cells if cell.job), None)
             if queued is not None:
+                yield {"cells": self._drawn(grid, cells), "queue": self.page.queue(tab)} | cost
                 batch = self.page.jobs.job(tab.owner, queued).batch
                 for _ in self.page.jobs.watch_batch(tab.owner, batch):
                     cells = grids.look(self.page.jobs, self.page.history, tab.owner, cells)
@@ -42,7 +43,8 @@ class Batches:
         except Exception as error:
             yield self._refused(error)
             return
-        yield self.page.paint(tab)
+        # Once more and together: of two messages that follow each other at once, a browser may draw the second only.
+        yield self.page.paint(tab) | {"cells": self._drawn(grid, cells)} | cost
 
     def plan(
         self, kind: str, prompts: str, seeds: str, models: Sequence[str], controls: Mapping[str, Any]

@@ -5,10 +5,11 @@ name any part; what a part needs besides its value (choices, a label) its `show`
 """
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from studio.page import Look, Page, Tab
+from studio.page import BREATH, Look, Page, Tab
 
 Show = Callable[[Any], Any]
 
@@ -55,6 +56,7 @@ class Board:
             tab = self.tab(request)
             for look in answer(tab, *given, *values):
                 yield self.update(tab, look, names)
+            time.sleep(BREATH)  # a template whose value is followed at once by another message may not be drawn
             yield self.update(tab, {}, names)  # gradio says a stream's last word twice, the second time out of date
 
         streams = inspect.isgeneratorfunction(answer)
