@@ -78,7 +78,34 @@ def test_a_relation_is_what_the_places_show() -> None:
         dx, dy = second.x - first.x, second.y - first.y
         sign = 1 if scene.relation in ("left of", "above") else -1
         ahead, across = (dx, dy) if scene.relation in ("left of", "right of") else (dy, dx)
-        assert sign * ahead > 0.3 and abs(across) < 0.15
+        assert sign * ahead > 0.4 and abs(across) < 0.15
+
+
+def test_caption_and_freedom_determine_a_scene() -> None:
+    """Drawn with other random numbers but told the same, a scene comes out the same; each freedom changes it."""
+    told = (0.1, 0.8, 0.3, 0.9)
+    for count in (1, 2, 3, 4):
+        one, two = (scenes.draw_group(Told(seed, told), "ring", "red", count, "white") for seed in (1, 2))
+        assert one == two and one.freedom == told
+        for i in range(4):
+            other = tuple(0.5 if j == i else value for j, value in enumerate(told))
+            turned = scenes.draw_group(Told(1, other), "ring", "red", count, "white").things != one.things
+            assert turned == (count > 1 or scenes.FREEDOM[i] != "turn")
+    first, second = ("triangle", "blue"), ("square", "red")
+    pairs = [scenes.draw_pair(Told(1, told), *kinds, "white") for kinds in
+             ((first, "and", second), (second, "and", first), (second, "left of", first))]  # fmt: skip
+    assert len({frozenset(pair.things) for pair in pairs}) == 1
+
+
+class Told(np.random.Generator):
+    """Random numbers, but the freedom of a scene is given."""
+
+    def __init__(self, seed: int, freedom: tuple[float, ...]):
+        super().__init__(np.random.PCG64(seed))
+        self.freedom = freedom
+
+    def random(self, size: object = None, *args: object, **kwargs: object) -> np.ndarray | float:
+        return np.array(self.freedom) if size == len(self.freedom) else super().random(size)
 
 
 def test_no_training_scene_is_held_out(training_scenes: list[Scene]) -> None:

@@ -7,10 +7,12 @@ names and the low-bit values of the real thing, so that reading it back is held 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 from torch import nn
 
 from engine.hardware import detect
@@ -247,6 +249,28 @@ def test_examples_are_a_function_of_seed_and_step(examples: diffusion.Examples) 
     assert not torch.equal(one.sigma, other.sigma)
     assert one.latents.shape[1:] == (one.size.width * one.size.height // 256, 64)
     assert ((one.sigma > 0) & (one.sigma <= 1)).all()
+
+
+def test_noise_tells_what_the_caption_leaves_open_and_is_noise_all_the_same() -> None:
+    rng = np.random.default_rng(0)
+    freedom = rng.random((4000, len(scenes.FREEDOM)))
+    noise = diffusion.telling_noise(rng, 16, 8, freedom).astype(np.float64)
+    told = noise.mean(axis=1)[:, : freedom.shape[1]] * np.sqrt(16)
+    np.testing.assert_allclose(ndtr(told), freedom, atol=1e-5)
+    flat = noise.reshape(len(noise), -1)
+    assert abs(flat.mean()) < 0.01 and np.abs(np.cov(flat.T) - np.eye(flat.shape[1])).max() < 0.1
+    np.testing.assert_allclose(np.quantile(flat, [0.05, 0.25, 0.75, 0.95]), [-1.645, -0.674, 0.674, 1.645], atol=0.01)
+
+
+def test_the_noise_of_a_batch_belongs_to_its_scenes(examples: diffusion.Examples, monkeypatch: Any) -> None:
+    seen: list[scenes.Scene] = []
+    draw = diffusion.scene_of
+    monkeypatch.setattr(diffusion, "scene_of", lambda *key: seen.append(draw(*key)) or seen[-1])
+    batch = examples.batch(0, 5, 20)
+    told = ndtr(batch.noise.mean(dim=1)[:, : len(scenes.FREEDOM)].double().numpy() * np.sqrt(batch.noise.shape[1]))
+    agrees = np.abs(told - [scene.freedom for scene in seen]).max(axis=1) < 1e-5
+    np.testing.assert_array_equal(agrees, batch.sigma.numpy() > diffusion.TELLING)
+    assert 0 < agrees.sum() < 20
 
 
 @pytest.mark.slow

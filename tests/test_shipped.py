@@ -67,7 +67,6 @@ def test_every_group_of_every_block_linear_has_at_most_so_many_values(variant: s
         assert int((np.diff(groups, axis=1) > 0).sum(axis=1).max()) + 1 <= values
 
 
-@pytest.mark.xfail(strict=True, reason="the seedling is still in training: its circles are too square (README)")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_red_circles_on_a_blue_background(variant: str, tmp_path: Path) -> None:
     worker = Worker(data_dir=tmp_path)

@@ -32,8 +32,8 @@ class Recipe:
     vae_steps: int = 1600
     reader_steps: int = 1000
     examples: int = 20_000
-    base_steps: int = 11_800
-    branch_steps: int = 1100
+    base_steps: int = 17_400
+    branch_steps: int = 1700
     batch: int = 16
     compiled: bool = False
 

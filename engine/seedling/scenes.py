@@ -4,6 +4,7 @@ A scene is exact: the checker compares pictures against it, captions are derived
 is decided here too, so that training and evaluation cannot disagree. Knows nothing of captions, models or torch.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 248),
     "gray": (134, 138, 142),
 }
+# What a caption leaves open, each uniform in [0, 1): how far to the right, how far down, how large, how far turned. In
+# training the noise says it (diffusion.telling_noise); beyond these, a caption and its picture are one to one.
+FREEDOM = ("across", "down", "size", "turn")
 UNSAID_COLOR = "gray"  # what things are where nobody says a colour, as the background then is white; see `unsaid_color`
 RELATIONS = ("and", "left of", "right of", "above", "below")
 MIRROR = {"and": "and", "left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -52,11 +56,13 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture must show. `relation` holds between the first and the second thing; "" for one kind of thing."""
+    """What a picture must show. `relation` holds between the first and the second thing; "" for one kind of thing.
+    `freedom` is how it took what nobody asked for."""
 
     background: str
     things: tuple[Thing, ...]
     relation: str = ""
+    freedom: tuple[float, ...] = (0.5,) * len(FREEDOM)
 
     @property
     def held_out(self) -> bool:
@@ -73,13 +79,16 @@ def triple_held_out(first: str, relation: str, second: str) -> bool:
     return (first, relation, second) in HELD_OUT_TRIPLES or (second, MIRROR[relation], first) in HELD_OUT_TRIPLES
 
 
-# Where the centres of n things of a kind stand before jitter, as fractions of width and height.
+# Where the centres of n things of a kind stand, as fractions of width and height.
 GROUPS = {
-    2: (((0.28, 0.5), (0.72, 0.5)), ((0.32, 0.34), (0.68, 0.66)), ((0.32, 0.66), (0.68, 0.34))),
-    3: (((0.5, 0.28), (0.27, 0.7), (0.73, 0.7)), ((0.27, 0.3), (0.73, 0.3), (0.5, 0.72))),
-    4: (((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),),
+    1: ((0.5, 0.5),),
+    2: ((0.28, 0.5), (0.72, 0.5)),
+    3: ((0.5, 0.28), (0.27, 0.7), (0.73, 0.7)),
+    4: ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),
 }
 RADIUS = {1: (0.25, 0.31), 2: (0.14, 0.165), 3: (0.14, 0.16), 4: (0.13, 0.155)}  # neighbours never touch
+REACH = {1: 0.045, 2: 0.025, 3: 0.025, 4: 0.025}  # how far everything may be moved, in fractions
+TILT = 0.25  # radians either way, around the middle of the picture
 PLACES = {
     "left of": ((0.26, 0.5), (0.74, 0.5)),
     "right of": ((0.74, 0.5), (0.26, 0.5)),
@@ -89,31 +98,43 @@ PLACES = {
 
 
 def _place(
-    rng: np.random.Generator, kinds: list[tuple[str, str]], centres: Iterable[tuple[float, float]], jitter: float
+    kinds: list[tuple[str, str]], centres: Iterable[tuple[float, float]], freedom: tuple[float, ...]
 ) -> tuple[Thing, ...]:
+    """All of one size, moved and turned together: "small" and "a little higher" are not in this world's vocabulary."""
     low, high = RADIUS[len(kinds)]
-    radius = float(rng.uniform(low, high))  # of one size: "small" and "large" are not in this world's vocabulary
-    offsets = rng.uniform(-jitter, jitter, size=(len(kinds), 2))
-    return tuple(
-        Thing(shape, color, float(x + dx), float(y + dy), radius)
-        for (shape, color), (x, y), (dx, dy) in zip(kinds, centres, offsets, strict=True)
-    )
+    across, down, size, turn = freedom
+    reach, angle = REACH[len(kinds)], (2 * turn - 1) * TILT
+    things = []
+    for (shape, color), (x, y) in zip(kinds, centres, strict=True):
+        dx, dy = x - 0.5, y - 0.5
+        x = 0.5 + dx * math.cos(angle) - dy * math.sin(angle) + (2 * across - 1) * reach
+        y = 0.5 + dx * math.sin(angle) + dy * math.cos(angle) + (2 * down - 1) * reach
+        things.append(Thing(shape, color, x, y, low + (high - low) * size))
+    return tuple(things)
+
+
+def _free(rng: np.random.Generator) -> tuple[float, ...]:
+    return tuple(float(value) for value in rng.random(len(FREEDOM)))
 
 
 def draw_group(rng: np.random.Generator, shape: str, color: str, count: int, background: str) -> Scene:
-    """`count` (1..4) equal things, laid out with jitter."""
-    if count == 1:
-        return Scene(background, _place(rng, [(shape, color)], [(0.5, 0.5)], 0.05))
-    centres = GROUPS[count][rng.integers(len(GROUPS[count]))]
-    return Scene(background, _place(rng, [(shape, color)] * count, centres, 0.02))
+    """`count` (1..4) equal things."""
+    freedom = _free(rng)
+    return Scene(background, _place([(shape, color)] * count, GROUPS[count], freedom), "", freedom)
 
 
 def draw_pair(
     rng: np.random.Generator, first: tuple[str, str], relation: str, second: tuple[str, str], background: str
 ) -> Scene:
-    """Two things (shape, colour) in a relation; "and" puts them side by side, either one first."""
-    place = relation if relation != "and" else ("left of", "right of")[rng.integers(2)]
-    return Scene(background, _place(rng, [first, second], PLACES[place], 0.025), relation)
+    """Two things (shape, colour) in a relation; "and" puts them side by side, in the order of SHAPES and COLORS."""
+    freedom, place = _free(rng), relation
+    if relation == "and":
+        place = "left of" if _order(first) <= _order(second) else "right of"
+    return Scene(background, _place([first, second], PLACES[place], freedom), relation, freedom)
+
+
+def _order(kind: tuple[str, str]) -> tuple[int, int]:
+    return SHAPES.index(kind[0]), list(COLORS).index(kind[1])
 
 
 def other_color(rng: np.random.Generator, *taken: str) -> str:
@@ -124,8 +145,8 @@ def other_color(rng: np.random.Generator, *taken: str) -> str:
 def unsaid_color(background: str) -> str:
     """The colour of a thing that was asked for without one: gray, or white where the background is gray.
 
-    No held-out pair has either colour. With any colour at all instead, a model must choose one from the noise, and in
-    four steps it mixed them.
+    No held-out pair has either colour. With any colour at all instead, a model had to choose one, and in four steps it
+    mixed them.
     """
     return "white" if background == UNSAID_COLOR else UNSAID_COLOR
 
