@@ -122,7 +122,7 @@ class Examples:
         levels = draw_sigmas(rng, count, latents.shape[1])
         freedom = np.array([scene.freedom for scene in scenes])
         freedom[levels < TELLING] = rng.random((int((levels < TELLING).sum()), len(FREEDOM)))
-        noise = torch.from_numpy(telling_noise(rng, *latents.shape[1:], freedom))
+        noise = torch.from_numpy(telling_noise(rng, latents.shape[1], latents.shape[2], freedom))
         return Batch(latents, noise, torch.from_numpy(levels), *self.text([caption(rng, s) for s in scenes]), size)
 
 
@@ -136,7 +136,7 @@ class Lesson(nn.Module):
     def __init__(self, transformer: Flux2Transformer2DModel):
         super().__init__()
         self.transformer = transformer
-        width = TRANSFORMER["attention_head_dim"] * TRANSFORMER["num_attention_heads"]
+        width = transformer.inner_dim
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(FREEDOM)))
         transformer.transformer_blocks[0].register_forward_hook(self._listen)
 
