@@ -30,7 +30,7 @@ def lay_out(board: Board, shop: Shop) -> Any:
             with gr.Tab("Models", render_children=True):  # else a template that changes unseen comes up empty
                 _models(board, shop)
             if not space.on_a_space():
-                with gr.Tab("Project and data") as storage:
+                with gr.Tab("Data") as storage:
                     _storage(board)
     board.add("drop", gr.File(file_types=[".png"], label="A picture made by Niwaki", elem_id="drop", height=1))
     board.add("parcel", template("workshop", filling(url=""), elem_id="parcel"))

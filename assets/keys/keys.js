@@ -76,3 +76,8 @@ document.addEventListener("click", (event) => {
   }
 });
 find("#prompt textarea")?.focus();
+
+// gradio leaves a list open when Tab leads out of it; told a second time that the focus is gone, it closes.
+document.addEventListener("focusout", ({ target }) => setTimeout(() => {
+  if (target.ariaExpanded === "true" && target !== document.activeElement) target.dispatchEvent(new FocusEvent("blur"));
+}, 50));

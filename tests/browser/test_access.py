@@ -116,7 +116,7 @@ def in_the_sheets(tab: Any) -> Iterator[str]:
     expect(tab.locator("#cells img")).to_have_count(4)
     settle(tab)
     yield "grids"
-    for name, ready in (("Templates", "#fill"), ("Models", "#shop li"), ("Project and data", "#storage table")):
+    for name, ready in (("Templates", "#fill"), ("Models", "#shop li"), ("Data", "#storage table")):
         tab.get_by_role("tab", name=name).click()
         expect(tab.locator(ready).first).to_be_visible()
         yield name
@@ -170,6 +170,7 @@ def test_the_keyboard_reaches_everything_in_the_sheets(tab: Any) -> None:
         tab.evaluate("document.activeElement.blur()")
     assert found == {}
     tab.locator("#open-library").click()
+    tab.locator("#search textarea, #search input").first.fill("")
     picture = tab.locator("#grid .thumb").first
     picture.focus()
     tab.keyboard.press("k")  # the picture that has the focus, whatever is on the stage
