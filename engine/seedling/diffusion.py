@@ -148,7 +148,7 @@ class Lesson(nn.Module):
         return velocity, self.head(self.heard)
 
 
-HEAD_SHARE = 0.1
+HEAD_SHARE = 0.1  # of the head's error in what is trained on: it is to be heard, not to lead
 
 
 def flow_loss(lesson: Callable[..., Any], states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,16 @@ def to_the_stage(tab: Any) -> None:
     tab.locator("#stage .view").focus()
 
 
+def make_grid(tab: Any, prompts: str, seeds: str, pictures: int) -> None:
+    """A grid of prompts and seeds from the workshop, until every cell has its picture."""
+    tab.locator("#open-workshop").click()
+    tab.locator("#grid-prompts textarea").fill(prompts)
+    tab.locator("#grid-seeds input, #grid-seeds textarea").first.fill(seeds)
+    expect(tab.locator("#grid-cost")).to_contain_text(f"{pictures} pictures")
+    tab.locator("#grid-go").click()
+    expect(tab.locator("#cells img")).to_have_count(pictures)
+
+
 def start_anew(tab: Any) -> None:
     """An empty project, so that a test sees its own pictures only."""
     strip = tab.locator("#strip .strip")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import OpenTab
-from tests.browser.steps import NEW, ask_for, expect, make, settle, start_anew, to_the_stage, wait_for
+from tests.browser.steps import NEW, ask_for, expect, make, make_grid, settle, start_anew, to_the_stage, wait_for
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make test")
 
@@ -108,12 +108,7 @@ def in_the_sheets(tab: Any) -> Iterator[str]:
     expect(tab.locator("#found")).to_contain_text("Nothing found")
     yield "library, nothing found"
     tab.keyboard.press("Escape")
-    tab.locator("#open-workshop").click()
-    tab.locator("#grid-prompts textarea").fill("a red circle\na green circle")
-    tab.locator("#grid-seeds input, #grid-seeds textarea").first.fill("1 2")
-    expect(tab.locator("#grid-cost")).to_contain_text("4 pictures")
-    tab.locator("#grid-go").click()
-    expect(tab.locator("#cells img")).to_have_count(4)
+    make_grid(tab, "a red circle\na green circle", "1 2", pictures=4)
     settle(tab)
     yield "grids"
     for name, ready in (("Templates", "#fill"), ("Models", "#shop li"), ("Data", "#storage table")):

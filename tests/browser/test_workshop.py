@@ -8,7 +8,7 @@ from typing import Any
 from studio import library
 from studio.rows import LOCAL
 from tests.browser.conftest import playwright
-from tests.browser.steps import NEW, Hand, make, settle, to_the_stage, wait_for
+from tests.browser.steps import NEW, Hand, make, make_grid, settle, to_the_stage, wait_for
 from tests.serving import Served
 
 expect = playwright.expect
@@ -76,12 +76,7 @@ def test_live_pictures_follow_the_typing_and_only_the_settled_one_stays(
 
 
 def test_a_grid_with_labels_and_a_filled_template(tab: Any, page_server: Served) -> None:
-    tab.locator("#open-workshop").click()
-    tab.locator("#grid-prompts textarea").fill("a red circle\na <b>blue</b> circle")
-    tab.locator("#grid-seeds input, #grid-seeds textarea").first.fill("31 32")
-    expect(tab.locator("#grid-cost")).to_contain_text("4 pictures")
-    tab.locator("#grid-go").click()
-    expect(tab.locator("#cells img")).to_have_count(4)
+    make_grid(tab, "a red circle\na <b>blue</b> circle", "31 32", pictures=4)
     expect(tab.locator("#cells thead th")).to_have_text(["seed 31", "seed 32"])
     expect(tab.locator("#cells tbody th")).to_have_text(["a red circle", "a <b>blue</b> circle"])
     tab.get_by_role("tab", name="Templates").click()
