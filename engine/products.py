@@ -8,16 +8,18 @@ import hashlib
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from engine import measured
 from engine.hardware import Hardware
 from engine.packs import Pack
 
 FORMATS = ("float32", "bfloat16", "int8")
-INT8_BITS = (1, 2)  # codes that are a sign or nothing: torch_backend/int8.py folds the scales of those
+INT8_BITS = (1, 2)  # of a transformer, whose codes are a sign or nothing: torch_backend/int8.py folds their scales
 PASSES = ("compiled", "torch")  # the names of the ways to multiply as bytes, the one preferred first
 BOUND = 0.02  # |int8 - plain| / |plain| of a layer's outputs, up to which it is multiplied as bytes
 Numbers = Mapping[str, float]
+Part = Literal["transformer", "text_encoder"]
 
 
 def rates(data_dir: Path, hardware: Hardware) -> Numbers | None:
@@ -32,15 +34,15 @@ def keep_rates(data_dir: Path, hardware: Hardware, gflops: Numbers) -> None:
     measured.keep(data_dir, _rates_key(hardware), {"sentence": sentence, "gflops": dict(gflops)})
 
 
-def errors(data_dir: Path, pack: Pack, passes: str) -> Numbers | None:
-    """How far int8 was off in each layer of a pack, computed by these passes (torch_backend/passes.py); None where it
-    was not tried or the weights have changed since."""
-    return _numbers(data_dir, _errors_key(pack, passes), "errors")
+def errors(data_dir: Path, pack: Pack, passes: str, part: Part = "transformer") -> Numbers | None:
+    """How far int8 was off in each layer of a part of a pack, computed by these passes (torch_backend/passes.py); None
+    where it was not tried or the weights have changed since."""
+    return _numbers(data_dir, _errors_key(pack, passes, part), "errors")
 
 
-def keep_errors(data_dir: Path, pack: Pack, found: Numbers, passes: str) -> None:
-    sentence = f"{pack.id}: int8 ({passes}) for {errors_in_words(found)}"
-    measured.keep(data_dir, _errors_key(pack, passes), {"sentence": sentence, "errors": dict(found)})
+def keep_errors(data_dir: Path, pack: Pack, found: Numbers, passes: str, part: Part = "transformer") -> None:
+    sentence = f"{_whose(pack, part)}: int8 ({passes}) for {errors_in_words(found)}"
+    measured.keep(data_dir, _errors_key(pack, passes, part), {"sentence": sentence, "errors": dict(found)})
 
 
 def errors_in_words(found: Numbers) -> str:
@@ -70,8 +72,13 @@ def _rates_key(hardware: Hardware) -> str:
     return f"products of torch {torch} on {hardware.name}, {hardware.cores} cores"
 
 
-def _errors_key(pack: Pack, passes: str) -> str:
+def _errors_key(pack: Pack, passes: str, part: Part) -> str:
     """With the weights' files, so that other weights in the same folder are tried again."""
-    weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in pack.transformer.files]
+    files = pack.transformer.files if part == "transformer" else pack.text_encoder.files
+    weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(repr((str(pack.folder.resolve()), weights)).encode()).hexdigest()
-    return f"int8 ({passes}) in {pack.id} {digest[:12]}"
+    return f"int8 ({passes}) in {_whose(pack, part)} {digest[:12]}"
+
+
+def _whose(pack: Pack, part: Part) -> str:
+    return pack.id if part == "transformer" else f"{pack.id}'s text encoder"

@@ -1,12 +1,12 @@
 """How far the engine is from the least that its arithmetic can take on this CPU.
 
-    python -m tests.floor [PACK] [--size 512x512] [--wall] [--plain] [--diffusers]
+    python -m tests.floor [PACK] [--size 512x512] [--wall] [--outs] [--plain] [--diffusers]
 
 The floor: every packed product of a step at the best rate that any tiling of torch._int_mm reaches on the same
 shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
 timed; dense layers, norms and everything else count as nothing. In turn with it one step of the engine, all layers
-admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's; with --plain also
-with no layer in int8, with --diffusers also diffusers' own transformer with random dense weights of the same shapes in
+admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's; with --outs also
+without linear_out and to_out in int8, with --plain with no layer in it, with --diffusers also diffusers' own transformer with random dense weights of the same shapes in
 float32 and bfloat16 (of a whole model 16 and 8 GB). Without a PACK: one double and one single block of the 4B model's
 width with random codes, which take half a minute on an idle core. Processor time by default, since others may be using
 the machine; --wall times the wall clock, for a quiet one.
@@ -26,7 +26,7 @@ from engine.hardware import detect
 from engine.packs import Pack, open_pack
 from engine.plan import token_side
 from engine.torch_backend import fused, kernels, linear, remember
-from engine.torch_backend.admission import Admission
+from engine.torch_backend.admission import HOPELESS, Admission
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from studio.settings import data_dir
 from tests.packs.content import TRANSFORMER_4B, Configs, Content, small
@@ -35,8 +35,7 @@ from tests.packs.full import write
 ROUNDS = 5  # after a first one that warms up
 TRIES = 3  # of the engine, in the first rounds
 TILES = (512, 1024, 1536, 3072, 1 << 20)  # outputs of one call; the last is every layer in one piece
-
-
+OUTS = ("linear_out", "to_out", "to_add_out")
 Clock = Callable[[], float]
 
 
@@ -81,7 +80,8 @@ class Floor:
 
 
 class Engine:
-    """A step of the engine in one of its ways: 'compiled' or 'torch' for the int8 passes, 'plain' for none."""
+    """A step of the engine in one of its ways: 'compiled' or 'torch' for the int8 passes, 'plain' for none, 'outs' for
+    compiled passes that linear_out and to_out are kept out of, whose inputs have the outliers."""
 
     def __init__(self, pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock, way: str) -> None:
         """Raises kernels.Unavailable for passes that can't be compiled here."""
@@ -89,7 +89,7 @@ class Engine:
         quantization = pack.transformer.quantization
         assert quantization is not None
         group, compiled = quantization.group_size, None
-        if way == "compiled":
+        if way in ("compiled", "outs"):
             compiled = kernels.load(data_dir() / "kernels", detect(), group)
         with torch.device("meta"):
             self._transformer = Flux2Transformer2DModel.from_config(pack.transformer.config)
@@ -98,6 +98,9 @@ class Engine:
         if way != "plain":
             admission = Admission(self._transformer, passes=compiled)
             admission.trial = False
+            for name, layer in admission.layers.items():
+                if way == "outs" and name.removesuffix(".0").endswith(OUTS):
+                    layer.error = HOPELESS
             fused.install(self._transformer, admission)
         image = torch.randn(1, grid[0] * grid[1], pack.transformer.config["in_channels"]).to(dtype)
         text = torch.randn(1, pack.notes.text_length, pack.transformer.config["joint_attention_dim"]).to(dtype)
@@ -180,10 +183,11 @@ def main() -> None:
     parser.add_argument("--size", default="512x512")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the activations")
     parser.add_argument("--wall", action="store_true", help="wall clock instead of processor time")
+    parser.add_argument("--outs", action="store_true", help="also a step with linear_out and to_out kept out of int8")
     parser.add_argument("--plain", action="store_true", help="also a step with no layer in int8")
     parser.add_argument("--diffusers", action="store_true", help="also diffusers with dense weights")
     args = parser.parse_args()
-    ways = ["compiled", "torch", *(["plain"] if args.plain else [])]
+    ways = ["compiled", "torch", *(["outs"] if args.outs else []), *(["plain"] if args.plain else [])]
     ways += ["diffusers_float32", "diffusers_bfloat16"] if args.diffusers else []
     with tempfile.TemporaryDirectory() as folder:
         pack = open_pack(args.pack or blocks(Path(folder)))

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import measured, memory
+from engine import measured, memory, products
 from engine.hardware import Hardware, detect
 from engine.packs import open_pack
+from engine.plan import Plan
 from engine.torch_backend import fused, kernels, linear
 from engine.torch_backend.admission import Admission
+from engine.torch_backend.backend import Model
 from engine.torch_backend.kernels import Kernels, Unavailable
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 
@@ -110,17 +112,40 @@ def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Kernels 
     assert off(result, velocity(model(tiny_packs / "ternary"))) < 0.04
 
 
+def test_a_text_encoder_of_four_bits_reads_as_bytes(tiny_packs: Path, library: Path, tmp_path: Path) -> None:
+    compiled(library)
+    pack = open_pack(tiny_packs / "ternary")
+
+    def states(admit: bool) -> tuple[torch.Tensor, Admission | None]:
+        reader = Model(pack.folder)
+        reader.load_encoder(Plan("torch", "cpu", "float32", "", keep_text_encoder=True))
+        if admit:
+            reader.admit_reading(tmp_path, detect())
+        ids, mask, _ = reader.tokenizer.encode("two red circles", pack.notes.text_length)
+        answer = reader.embed("", ids, mask, Plan("torch", "cpu", "float32", ""), lambda: None)
+        return answer, reader.reading
+
+    exact, _ = states(admit=False)
+    tried, reading = states(admit=True)
+    assert reading and not reading.trial and len(reading.layers) == 7 * max(pack.notes.hidden_states)
+    assert 1e-5 < off(tried, exact) < 0.02
+    assert products.errors(tmp_path, pack, Kernels.name, "text_encoder") == reading.errors()
+    assert all(0 < error < products.BOUND for error in reading.errors().values())
+    again, later = states(admit=True)
+    assert torch.equal(again, tried) and later and later.errors() == reading.errors()
+
+
 def test_buffers_are_given_back(tiny_packs: Path) -> None:
     admission = with_int8(tiny_packs / "ternary", None)
     velocity(admission.model)  # type: ignore[attr-defined]
     assert admission.scratch._buffers
-    admission.scratch.clear()
+    admission.clear()
     assert not admission.scratch._buffers
 
 
 def test_threads_change_nothing(library: Path) -> None:
     codes, scales = torch.randint(0, 256, (200, 64), dtype=torch.uint8), torch.rand(200, 2)
-    x, w = torch.randn(50, 256), kernels.Codes(codes, scales, 2)
+    x, w = torch.randn(50, 256), kernels.Codes(codes, scales, None, 2)
     answers = []
     before = torch.get_num_threads()
     for threads in (1, 3):

@@ -5,7 +5,7 @@ than BOUND, the layer stays as it was, for good. Outliers among the activations 
 The errors are kept (engine/products.py), so a pack is tried once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -33,17 +33,21 @@ class Admission:
         errors: Mapping[str, float] | None = None,
         bound: float = BOUND,
         passes: Kernels | None = None,
+        keep: Callable[[Mapping[str, float]], object] = lambda errors: None,
     ) -> None:
         """Puts a twin before every packed layer that can have one. `errors` of an earlier trial, with the same passes,
-        make this one's. Without compiled `passes` torch's are taken."""
+        make this one's. Without compiled `passes` torch's are taken. `keep` is told what a trial found."""
         self.bound = bound
+        self._keep = keep
         self.trial = errors is None
         self.overtaken = False
         self.scratch = int8.Scratch()
+        self._given: tuple[Tensor, Source] | None = None
         self.passes: Any = passes or TorchPasses(self.scratch)  # each reads the tokens and weights it made itself
         self.layers: dict[str, Int8Linear] = {}
         for name, layer in list(model.named_modules()):
-            if isinstance(layer, PackedLinear) and foldable(layer):
+            on_cpu = isinstance(layer, PackedLinear) and layer.weight.device.type == "cpu"
+            if on_cpu and self.passes.bears(layer):
                 parent, _, child = name.rpartition(".")
                 self.layers[name] = twin = Int8Linear(layer, self)
                 twin.error = (errors or {}).get(name, 0.0 if self.trial else HOPELESS)
@@ -53,11 +57,28 @@ class Admission:
         """The largest error of every layer so far."""
         return {name: layer.error for name, layer in self.layers.items()}
 
+    def settle(self) -> None:
+        """After whole work: what the layers were found to bear holds from now on."""
+        if self.trial:
+            self.trial = False
+            self._keep(self.errors())
+
     def restart(self) -> bool:
         """Whether a layer was refused after it had served: then what the model did since the start has to be done
         again, or the same request would give another picture next time. Asking takes the answer back."""
         overtaken, self.overtaken = self.overtaken, False
         return overtaken
+
+    def source(self, x: Tensor) -> "Source":
+        """Of x [.., K], the same one for layers that are given x one after the other; nobody may write to it then."""
+        if self._given is None or self._given[0] is not x:
+            self._given = x, Source(self, x.reshape(-1, x.shape[-1]))
+        return self._given[1]
+
+    def clear(self) -> None:
+        """Give back what was only for the work that is now done."""
+        self._given = None
+        self.scratch.clear()
 
     def take(self, name: str, *shape: int) -> Tensor:
         """A float32 buffer that the next `take` of this name overwrites."""
@@ -98,9 +119,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., K] -> [.., N]."""
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.empty(len(rows), self.outputs)
-        self.put(Source(self._admission, rows), out)
+        source = self._admission.source(x)
+        out = torch.empty(len(source.x), self.outputs)
+        self.put(source, out)
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
     def put(self, source: Source, out: Tensor, rows: slice = ALL) -> None:
@@ -144,10 +165,3 @@ class Int8Linear(nn.Module):
         error = (off.sub_(plain).norm() / plain.norm().clamp_min(int8.TINY)).item()
         self.error = max(self.error, error if error < HOPELESS else HOPELESS)  # what isn't a number is hopeless too
         self._admission.overtaken |= self.served and not self.admitted
-
-
-def foldable(layer: PackedLinear) -> bool:
-    """Whether the passes can hold the layer: one or two bits, on a CPU, and biases that follow from the scales."""
-    if layer.centre is None or layer.weight.device.type != "cpu":
-        return False
-    return layer.features // layer.scales.shape[1] % 8 == 0

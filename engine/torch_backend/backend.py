@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import catalog, plan, products, prompt, schedule
 from engine.embeddings import EmbeddingCache
@@ -30,7 +30,6 @@ from engine.preview import Previews
 from engine.sampling import sampled
 from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import Admission
-from engine.torch_backend.kernels import Kernels
 from engine.torch_backend.mapped import MappedFiles
 from engine.torch_backend.measure import measure
 from engine.torch_backend.passes import TorchPasses
@@ -93,6 +92,7 @@ class Model:
         self.text_encoder: TextEncoder | None = None
         self.weights: Weights | None = None
         self.admission: Admission | None = None
+        self.reading: Admission | None = None  # the text encoder's, as long as it is loaded
         self.on_the_way: tuple[Callable[[], np.ndarray], tuple[int, int]] | None = None  # to the end, after a step
 
     def load_encoder(self, decided: plan.Plan) -> bool:
@@ -113,10 +113,14 @@ class Model:
         assert self.text_encoder is not None
         try:
             embeddings = self.text_encoder.encode(ids, mask, check)
+            if self.reading is not None:
+                self.reading.settle()
         finally:
+            if self.reading is not None:
+                self.reading.clear()
             if not decided.keep_text_encoder:
                 self.text_encoder.files.release()
-                self.text_encoder = None
+                self.text_encoder = self.reading = None
                 give_back()
         self.embeddings.put(words, embeddings)
         return embeddings
@@ -136,27 +140,34 @@ class Model:
         return True
 
     def admit(self, data_dir: Path, hardware: Hardware, trial: bool = True) -> None:
-        """Let packed layers multiply as bytes: those that an earlier picture admitted, or on trial until `settle`.
-        Without `trial` nothing is done where there was no such picture."""
+        """Let the transformer's packed layers multiply as bytes: those that an earlier picture admitted, or on trial
+        until the end of this one. Without `trial` nothing is done where there was no such picture."""
         assert self.weights is not None
-        quantization = self.pack.transformer.quantization
-        found = {name: products.errors(data_dir, self.pack, name) for name in (Kernels.name, TorchPasses.name)}
-        if quantization is None or not (trial or any(found.values())):
-            return
-        passes = kernels.chosen(data_dir, hardware, quantization.group_size)
-        errors = found[passes.name if passes else TorchPasses.name]
-        if errors is None and not trial:
-            return
-        self.admission = Admission(self.weights.transformer, errors, passes=passes)
-        fused.install(self.weights.transformer, self.admission)
-        for files in self.weights.files:
-            files.release()  # the scales were read and are folded: they need not stay
+        self.admission = self._admission(self.weights.transformer, "transformer", data_dir, hardware, trial)
+        if self.admission is not None:
+            fused.install(self.weights.transformer, self.admission)
+            for files in self.weights.files:
+                files.release()  # the scales were read and are folded: they need not stay
 
-    def settle(self, data_dir: Path) -> None:
-        """After a whole picture: what the layers were found to bear holds from now on."""
-        if self.admission is not None and self.admission.trial:
-            self.admission.trial = False
-            products.keep_errors(data_dir, self.pack, self.admission.errors(), self.admission.passes.name)
+    def admit_reading(self, data_dir: Path, hardware: Hardware, trial: bool = True) -> None:
+        """The same for the text encoder, until its first prompt was read."""
+        assert self.text_encoder is not None
+        self.reading = self._admission(self.text_encoder.model, "text_encoder", data_dir, hardware, trial)
+
+    def _admission(
+        self, module: nn.Module, part: products.Part, data_dir: Path, hardware: Hardware, trial: bool
+    ) -> Admission | None:
+        quantization = (self.pack.transformer if part == "transformer" else self.pack.text_encoder).quantization
+        found = {name: products.errors(data_dir, self.pack, name, part) for name in products.PASSES}
+        if quantization is None or not (trial or any(found.values())):
+            return None
+        passes = kernels.chosen(data_dir, hardware, quantization.group_size)
+        name = passes.name if passes else TorchPasses.name
+        if found[name] is None and not trial:
+            return None
+        keep = partial(products.keep_errors, data_dir, self.pack, passes=name, part=part)
+        made = Admission(module, found[name], passes=passes, keep=keep)
+        return made if made.layers else None
 
     def denoised(self, request: Request, embeddings: Tensor, device: torch.device, check: Check) -> Iterator[Tensor]:
         """The latents after each step of a complete request, those of its draft first unless they are remembered.
@@ -185,7 +196,7 @@ class Model:
                 noisy = latents
         finally:
             if self.admission:
-                self.admission.scratch.clear()
+                self.admission.clear()
         self.recent.put(request, latents.cpu().numpy())
 
 
@@ -246,6 +257,8 @@ class TorchBackend:
         if embeddings is None:
             assert encoded is not None
             if model.load_encoder(decided):
+                if decided.int8:
+                    model.admit_reading(self.data_dir, self.hardware)
                 load = clock.lap(device)
             embeddings = model.embed(request.prompt, encoded[0], encoded[1], decided, check)
             encode = clock.lap(device)
@@ -272,7 +285,8 @@ class TorchBackend:
             clock.wait(latents.device)  # a Step is reported when it is computed, not when it is queued
             assert model.on_the_way is not None
             yield Step(index, total, previews.after(*model.on_the_way) if index < total else None)
-        model.settle(self.data_dir)
+        if model.admission:
+            model.admission.settle()
         denoised = clock.lap(device)
 
         if not decided.keep_text_encoder:
@@ -289,7 +303,7 @@ class TorchBackend:
             seconds=Seconds(load=load, encode=encode, denoise=denoised, decode=decode, total=clock.total()),
             peak_memory_bytes=peak_memory_bytes(device),
             unknown_words=prompt.unknown_words(request.prompt, pack.notes.vocabulary),
-            dtype=f"{decided.dtype} with int8" if decided.int8 else decided.dtype,
+            dtype=f"{decided.dtype} with int8" if model.admission else decided.dtype,
         )
 
     def _decide(self, pack: Pack, request: Request) -> plan.Plan:

@@ -1,16 +1,17 @@
-// The passes of a transformer block over int8 tokens and 1- or 2-bit weights, for x86 processors with AVX-512 VNNI.
+// The passes of a transformer block over int8 tokens and 1-, 2- or 4-bit weights, for x86 processors with AVX-512 VNNI.
 //
 // kernels.py builds this file, checks it against torch and calls it through ctypes. Every function works on a range of
 // its rows, panels or strips, so that threads share the work by taking ranges; none keeps or allocates anything shared.
 //
-// A weight is (code + centre) * scale, with one scale for each `group` inputs of an output. The sums of codes times
-// int8 values are exact; each group's sum is scaled in float32 by the weight's scale and by the token's step in this
-// group. So what is rounded is the activations alone, to 127 steps of the largest of their token and group.
+// A weight is code * scale + bias, with one scale and one bias for each `group` inputs of an output; for one and two
+// bits that is (code + centre) * scale, and no biases are given. The sums of codes times int8 values are exact; each group's
+// sum is scaled in float32 by the weight's scale and by the token's step in this group. So what is rounded is the
+// activations alone, to 127 steps of the largest of their token and group.
 //
 // Shapes: M tokens, K inputs, N outputs, G = K / group.
 //   panel   PANEL tokens side by side, P = M / PANEL rounded up. In the order that the product reads them in: values
 //           [G][P][group / 4][PANEL][4], steps and offsets [G][P][PANEL]. An offset is minus the sum of the group's
-//           values, which stands for the codes' centre.
+//           values, which stands for a centre of -1; a bias is held against that centre.
 //   strip   STRIP outputs side by side. codes [K / 4][STRIP][4], expanded for BLOCK inputs at a time.
 
 #include <immintrin.h>
@@ -74,7 +75,7 @@ void quantize_row(const Panels& to, long m, const float* x) {
 }
 
 // The lowest four codes of 16 words -> the four bytes of 16 lanes, by halving twice: four codes to two pairs, pairs to
-// bytes. One bit becomes 0 or 2, so that the centre is -1 for both widths.
+// bytes. One bit becomes 0 or 2, so that the centre is -1 for that width too.
 template <int BITS> __m512i spread(__m512i words) {
     constexpr int PAIR = (1 << 2 * BITS) - 1, ONE = (1 << BITS) - 1;
     const __m512i low = _mm512_set1_epi32(PAIR), high = _mm512_set1_epi32(PAIR << 16);
@@ -106,9 +107,11 @@ inline __m512i dot(__m512i sums, __m512i codes, __m512i values) {
     return sums;
 }
 
-// One group of inputs of a panel times a strip, scaled and put or added to out [PANEL][STRIP].
+// One group of inputs of a panel times a strip, scaled and put or added to out [PANEL][STRIP]. `shifts` are what the
+// group's biases are away from the centre, where BIASED.
+template <bool BIASED>
 inline void multiply(const int8_t* values, const float* steps, const int32_t* offsets, const __m512i* codes,
-                     const float* scales, long group, bool first, float* out) {
+                     const float* scales, const float* shifts, long group, bool first, float* out) {
     constexpr long WIDE = STRIP / LANES;
     __m512i sums[PANEL][WIDE];
 #pragma GCC unroll 6
@@ -130,6 +133,9 @@ inline void multiply(const int8_t* values, const float* steps, const int32_t* of
         for (long c = 0; c < WIDE; ++c, out += LANES) {
             __m512 scale = _mm512_mul_ps(_mm512_set1_ps(steps[r]), _mm512_load_ps(scales + c * LANES));
             __m512 before = first ? _mm512_setzero_ps() : _mm512_load_ps(out);
+            if (BIASED)
+                before = _mm512_fmadd_ps(_mm512_set1_ps(steps[r] * -offsets[r]), _mm512_load_ps(shifts + c * LANES),
+                                         before);
             _mm512_store_ps(out, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[r][c]), before));
         }
 }
@@ -137,6 +143,7 @@ inline void multiply(const int8_t* values, const float* steps, const int32_t* of
 struct Weights {
     const uint8_t* codes;  // [N][K * bits / 8]
     const float* scales;   // [N][G]
+    const float* biases;   // the same, null for centred codes
     long outputs;
     int bits;
 };
@@ -146,24 +153,29 @@ template <int BITS>
 void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
     const long groups = x.groups(), bytes = x.inputs * BITS / 8, block = std::max(BLOCK / x.group, 1L) * x.group;
     auto codes = buffer<__m512i>(block * STRIP / 64);
-    auto scales = buffer<float>(groups * STRIP);
+    auto scales = buffer<float>(groups * STRIP), shifts = buffer<float>(BITS == 4 ? groups * STRIP : 0);
     for (long g = 0; g < groups; ++g)
-        for (long n = 0; n < STRIP; ++n)
-            scales[g * STRIP + n] = w.scales[(output + std::min(n, columns - 1)) * groups + g] * (BITS / 2.f);
+        for (long n = 0; n < STRIP; ++n) {
+            const long at = (output + std::min(n, columns - 1)) * groups + g;
+            scales[g * STRIP + n] = w.scales[at] * (BITS == 1 ? .5f : 1.f);
+            if (BITS == 4) shifts[g * STRIP + n] = w.biases[at] + w.scales[at];
+        }
     for (long start = 0; start < x.inputs; start += block) {
         const long inputs = std::min(block, x.inputs - start);
         expand<BITS>(w.codes + output * bytes + start * BITS / 8, bytes, columns, inputs, codes.get());
         for (long p = first; p < last; ++p)
             for (long k = 0; k < inputs; k += x.group) {
                 const long g = (start + k) / x.group, at = x.at(g, p);
-                multiply(x.values + at * x.group, x.steps + at, x.offsets + at, codes.get() + k / 4 * (STRIP / LANES),
-                         scales.get() + g * STRIP, x.group, g == 0, sums + (p - first) * PANEL * STRIP);
+                multiply<BITS == 4>(x.values + at * x.group, x.steps + at, x.offsets + at,
+                                    codes.get() + k / 4 * (STRIP / LANES), scales.get() + g * STRIP,
+                                    shifts.get() + g * STRIP, x.group, g == 0, sums + (p - first) * PANEL * STRIP);
             }
     }
 }
 
 void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
     if (w.bits == 1) return strip_of<1>(x, w, output, columns, first, last, sums);
+    if (w.bits == 4) return strip_of<4>(x, w, output, columns, first, last, sums);
     strip_of<2>(x, w, output, columns, first, last, sums);
 }
 
@@ -217,10 +229,10 @@ void modulate(const float* x, long stride, const float* scale, const float* shif
 // Strips [first, last) of the product of `count` tokens and N outputs, into rows of `out` that lie `stride` apart.
 // `gate` null: out = product; else out += gate * product.
 void product(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
-             const uint8_t* codes, const float* scales, long outputs, int bits, long first, long last,
-             const float* gate, float* out, long stride) {
+             const uint8_t* codes, const float* scales, const float* biases, long outputs, int bits, long first,
+             long last, const float* gate, float* out, long stride) {
     const Panels x{values, steps, offsets, count, inputs, group};
-    const Weights w{codes, scales, outputs, bits};
+    const Weights w{codes, scales, biases, outputs, bits};
     const long panels = x.panels();
     auto sums = buffer<float>(std::min(panels, PANELS) * PANEL * STRIP);
     for (long p = 0; p < panels; p += PANELS)
@@ -241,10 +253,10 @@ void product(int8_t* values, float* steps, int32_t* offsets, long count, long in
 
 // The same of a layer that ends in SwiGLU: out = silu(first half of the outputs) * second half.
 void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
-           const uint8_t* codes, const float* scales, long outputs, int bits, long first, long last, float* out,
-           long stride) {
+           const uint8_t* codes, const float* scales, const float* biases, long outputs, int bits, long first,
+           long last, float* out, long stride) {
     const Panels x{values, steps, offsets, count, inputs, group};
-    const Weights w{codes, scales, outputs, bits};
+    const Weights w{codes, scales, biases, outputs, bits};
     const long panels = x.panels(), half = outputs / 2, most = std::min(panels, PANELS) * PANEL;
     auto sums = buffer<float>(2 * most * STRIP);
     float *gates = sums.get(), *others = gates + most * STRIP;

@@ -53,10 +53,12 @@ class Codes(NamedTuple):
 
     codes: Tensor  # uint8 [N, K * bits / 8]
     scales: Tensor  # [N, K / group]
+    biases: Tensor | None  # the same, for four bits; fewer bits have theirs from the scales
     bits: int
 
     def rows(self, wanted: slice) -> "Codes":
-        return Codes(self.codes[wanted], self.scales[wanted], self.bits)
+        biases = None if self.biases is None else self.biases[wanted]
+        return Codes(self.codes[wanted], self.scales[wanted], biases, self.bits)
 
 
 class Kernels:
@@ -74,8 +76,13 @@ class Kernels:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
 
+    def bears(self, layer: PackedLinear) -> bool:
+        """Any 4-bit layer, fewer bits where the biases follow from the scales."""
+        fits = layer.bits == 4 or layer.centre is not None
+        return fits and layer.features == layer.scales.shape[1] * self._group
+
     def weights(self, layer: PackedLinear) -> Codes:
-        return Codes(layer.weight, layer.scales, layer.bits)
+        return Codes(layer.weight, layer.scales, layer.biases if layer.bits == 4 else None, layer.bits)
 
     def quantize(self, x: Tensor) -> Panels:
         x = _floats(x)
@@ -117,7 +124,8 @@ class Kernels:
 
     def _product(self, run: Callable[..., None], x: Panels, w: Codes, outputs: int, result: tuple[Any, ...]) -> None:
         scales = w.scales.float().contiguous()
-        layer = (_at(w.codes), _at(scales), len(w.codes), w.bits)
+        biases = None if w.biases is None else w.biases.float().contiguous()
+        layer = (_at(w.codes), _at(scales), None if biases is None else _at(biases), len(w.codes), w.bits)
         tokens = (*map(_at, x[:3]), x.tokens, x.inputs, self._group)
         self._each(-(-outputs // self._strip), run, (*tokens, *layer), result)
 
@@ -216,7 +224,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions, without which ctypes would cut addresses to 32 bits."""
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
-    tokens, product = "ppp", "pppnnn ppni nn"
+    tokens, product = "ppp", "pppnnn pppni nn"
     for name, signature in {
         "panel_tokens": "", "strip_outputs": "",
         "quantize": "pnnnn nn" + tokens,
@@ -260,11 +268,12 @@ def _check(kernels: Kernels, group: int) -> None:
     x = normal(tokens, inputs) * normal(tokens, 1).exp()
     modulation = Modulation(normal(inputs), normal(inputs), normal(outputs))
     modulated = F.layer_norm(x, (inputs,), eps=1e-6) * (1 + modulation.scale) + modulation.shift
-    for bits in (1, 2):
+    for bits, centre in ((1, -0.5), (2, -1.0), (4, None)):
         packed = torch.randint(0, 256, (outputs, inputs * bits // 8), generator=random, dtype=torch.uint8)
         scales = normal(outputs, 5).abs() + 0.5
-        w = Codes(packed, scales, bits)
-        dense = expand(packed, scales, scales, bits, torch.float32, -1.0 if bits == 2 else -0.5)
+        biases = normal(outputs, 5) - 8 * scales
+        w = Codes(packed, scales, biases if bits == 4 else None, bits)
+        dense = expand(packed, scales, biases, bits, torch.float32, centre)
         for source, panels in ((x, kernels.quantize(x)), (modulated, kernels.modulate(x, modulation, 1e-6))):
             exact = rounded(source, group) @ dense.T
             out = torch.empty(tokens, outputs)

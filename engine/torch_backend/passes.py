@@ -23,6 +23,10 @@ class TorchPasses:
     def __init__(self, scratch: Scratch) -> None:
         self.scratch = scratch
 
+    def bears(self, layer: PackedLinear) -> bool:
+        """One or two bits, whose biases follow from the scales."""
+        return layer.centre is not None and layer.features // layer.scales.shape[1] % 8 == 0
+
     def weights(self, layer: PackedLinear) -> Int8Weights:
         return int8.weights(layer.weight, layer.scales, layer.bits)
 

@@ -25,7 +25,8 @@ class TorchProbe:
     def states(self, prompt: str) -> np.ndarray:
         model, notes = self.model, self.model.pack.notes
         ids, mask, tokens = model.tokenizer.encode(prompt, notes.text_length)
-        model.load_encoder(self.decided)
+        if model.load_encoder(self.decided):
+            model.admit_reading(self.data_dir, detect(), trial=False)
         side_by_side = model.embed(prompt, ids, mask, self.decided, lambda: None)[0, :tokens]
         return _array(side_by_side).reshape(tokens, len(notes.hidden_states), -1).transpose(1, 0, 2)
 
