@@ -61,9 +61,11 @@ browser:
 	[ "$$CI" != true ] || exit 1; \
 	echo "Those tests are skipped."
 
-bench: $(VENV)/.test-tools browser  ## our rows of SPEED.md; PACK=folder times a whole step of that pack instead of two blocks
+bench: $(VENV)/.test-tools browser  ## our rows of SPEED.md; PACK=folder: a whole step of that pack, its cold start, its peers
 	for model in seedling-dense seedling-ternary seedling-binary; do $(PY) app.py bench --model $$model --json || exit; done
 	$(PY) -m tests.floor $(PACK)
+	$(if $(PACK),$(PY) -m tests.cold $(PACK))
+	$(if $(PACK),$(PY) -m tests.peers $(PACK))
 	$(PY) -m tests.browser.measure
 	$(PY) -m studio.bench_history --json
 

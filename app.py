@@ -202,11 +202,16 @@ def doctor(args: argparse.Namespace) -> Facts:
     row("why", decided.why)
     for finding in measured.recall(data).values():
         row("measured", finding["sentence"])
+    tried = {part: products.trial(data, pack, part) for part in products.PARTS}
+    for name, error in (item for errors in tried.values() for item in errors.items()):
+        if error > products.BOUND:
+            row("not int8", f"{name}, which would be off by {error:.1%}")
     return {
         "hardware": {"kind": hardware.kind, "name": hardware.name, "memory_bytes": hardware.memory_bytes},
         "backend": decided.backend,
         "model": model,
         "reason": decided.why,
+        "int8_errors": {part: dict(errors) for part, errors in tried.items()},
     }
 
 

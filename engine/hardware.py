@@ -26,7 +26,8 @@ class Hardware:
     """`kind` is 'cpu', 'cuda' or 'mps'; `name` the processor's or card's own name.
 
     `memory_bytes` is the memory a model would live in: the card's on 'cuda', the machine's (or the container's limit)
-    elsewhere, 0 where nobody says. `cores` are the CPU cores this process may use, `features` the CPU's of `FEATURES`.
+    elsewhere, 0 where nobody says. `cores` are the physical CPU cores this process may use, `features` the CPU's of
+    `FEATURES`.
     """
 
     kind: str
@@ -83,8 +84,12 @@ def _gib(mebibytes: str) -> str:
 
 
 def _cores() -> int:
-    """Cores this process may use: the affinity mask, cut by a container's quota (cgroup v2, then v1)."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: the affinity mask, cut by a container's quota (cgroup v2, then v1). Processors that
+    share a core, where Linux says which, count once: they share what multiplies too."""
+    allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+        allowed = len({_read(Path(topology.format(each))) or each for each in os.sched_getaffinity(0)})
     quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
     if not quota:
         quota = _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))

@@ -20,6 +20,7 @@ PASSES = ("compiled", "torch")  # the names of the ways to multiply as bytes, th
 BOUND = 0.02  # |int8 - plain| / |plain| of a layer's outputs, up to which it is multiplied as bytes
 Numbers = Mapping[str, float]
 Part = Literal["transformer", "text_encoder"]
+PARTS: tuple[Part, ...] = ("transformer", "text_encoder")
 
 
 def rates(data_dir: Path, hardware: Hardware) -> Numbers | None:
@@ -38,6 +39,11 @@ def errors(data_dir: Path, pack: Pack, passes: str, part: Part = "transformer") 
     """How far int8 was off in each layer of a part of a pack, computed by these passes (torch_backend/passes.py); None
     where it was not tried or the weights have changed since."""
     return _numbers(data_dir, _errors_key(pack, passes, part), "errors")
+
+
+def trial(data_dir: Path, pack: Pack, part: Part = "transformer") -> Numbers:
+    """The same by whichever passes it was tried with, those preferred first; empty where it was not."""
+    return next(filter(None, (errors(data_dir, pack, passes, part) for passes in PASSES)), {})
 
 
 def keep_errors(data_dir: Path, pack: Pack, found: Numbers, passes: str, part: Part = "transformer") -> None:

@@ -280,9 +280,10 @@ def _open(backend: str, data_dir: Path) -> Backend:
                 "on Linux pip install 'mlx[cpu]'"
             ) from None
         return MlxBackend(machine, data_dir)
-    from engine.torch_backend.backend import TorchBackend, import_libraries
+    from engine.torch_backend.backend import TorchBackend, import_libraries, use_cores
 
     import_libraries()
+    use_cores(machine)
     return TorchBackend(machine, data_dir)
 
 

@@ -6,10 +6,10 @@ The floor: every packed product of a step at the best rate that any tiling of to
 shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
 timed; dense layers, norms and everything else count as nothing. In turn with it one step of the engine, all layers
 admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's; with --outs also
-without linear_out and to_out in int8, with --plain with no layer in it, with --diffusers also diffusers' own transformer with random dense weights of the same shapes in
-float32 and bfloat16 (of a whole model 16 and 8 GB). Without a PACK: one double and one single block of the 4B model's
-width with random codes, which take half a minute on an idle core. Processor time by default, since others may be using
-the machine; --wall times the wall clock, for a quiet one.
+without linear_out and to_out in int8, with --plain with no layer in it, with --diffusers also diffusers' own
+transformer with random dense weights of the same shapes in float32 and bfloat16 (of a whole model 16 and 8 GB). Without
+a PACK: one double and one single block of the 4B model's width with random codes, which take half a minute on an idle
+core. Processor time by default, since others may be using the machine; --wall times the wall clock, for a quiet one.
 """
 
 import argparse

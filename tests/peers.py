@@ -8,7 +8,8 @@ The first line: denoising steps alone, those of `tests.floor` (its ways; `outs` 
 process's resident memory meanwhile. The second: whole pictures from the start of the process to the PNG, ours against
 stable-diffusion.cpp's, whose random weights are written into FOLDER first (4 GB; norms float32, the blocks' products as
 `--blocks`, the rest bfloat16, text encoder q4_0; the autoencoder is the pack's). Ours runs twice; in the first run its
-layers are on trial and nothing is timed. Its program comes from PyPI's sources, in any folder:
+layers are on trial and nothing is timed (`--data` with a folder where that has happened saves it). With
+`--their-steps 1` their picture is composed of its parts. Their program comes from PyPI's sources, in any folder:
 
     pip download --no-deps --no-binary :all: stable_diffusion_cpp_python==0.4.7 && tar xzf stable_diffusion_cpp_python-*
     cmake -S stable_diffusion_cpp_python-*/vendor/stable-diffusion.cpp -B build -DCMAKE_BUILD_TYPE=Release
@@ -64,7 +65,6 @@ def _steps(folder: Path, way: str, size: tuple[int, int], rounds: int) -> Clocke
         runner = Diffusers(pack, grid, getattr(torch, way.partition("_")[2]), time.perf_counter)
     else:
         runner = Engine(pack, grid, torch.float32, time.perf_counter, way)
-    runner.measure()
     with sampled(resident_bytes) as samples:
         for _ in range(rounds):
             runner.measure()
@@ -112,6 +112,11 @@ def theirs(program: Path, weights: Path, pack: Path, blocks: str, size: str, cou
         "picture_s": round(total, 1), "encode_s": took("get_learned_condition"),
         "step_s": round(took("sampling") / count, 2), "decode_s": took("decode_first_stage"),
     }  # fmt: skip
+
+
+def whole(seconds: Clocked, taken: int, wanted: int) -> Clocked:
+    """A picture of `wanted` steps, composed from one of `taken` steps and the seconds of a step."""
+    return seconds | {"picture_s": round(seconds["picture_s"] + (wanted - taken) * seconds["step_s"], 1)}
 
 
 # Random weights in GGUF
@@ -244,18 +249,21 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--blocks", choices=("tq2_0", "q8_0"), default="tq2_0")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--their-steps", type=int, help="fewer steps for stable-diffusion.cpp, where time is short")
+    parser.add_argument("--data", type=Path, help="a data folder in which this pack's layers had their trial")
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     facts: dict[str, Any] = {"size": args.size, "cores": len(os.sched_getaffinity(0))}
     if args.sd_cli:
         written(args.weights, args.pack, args.blocks)
         with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder)
-            ours(args.pack, args.size, 1, data)
+            data = args.data or Path(folder)
+            if not args.data:
+                ours(args.pack, args.size, 1, data)
             facts["ours"] = ours(args.pack, args.size, args.steps, data)
-            facts["sd.cpp"] = theirs(
-                args.sd_cli, args.weights, args.pack, args.blocks, args.size, args.steps, data
-            )
+            taken = args.their_steps or args.steps
+            found = theirs(args.sd_cli, args.weights, args.pack, args.blocks, args.size, taken, data)
+            facts["sd.cpp"] = whole(found, taken, args.steps)
         facts["times"] = {key: round(facts["sd.cpp"][key] / facts["ours"][key], 2) for key in facts["ours"]}
     else:
         for way in args.ways.split(","):

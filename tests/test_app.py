@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 import app
+from engine import products
+from engine.packs import open_pack
 from tests.packs.writers import write_pack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,14 +189,20 @@ def test_models_verify_finds_a_flipped_bit(pack: Path, place: Path, capsys) -> N
     assert "is damaged (vae/" in error and error.count("\n") == 1
 
 
-def test_doctor_says_what_and_why(pack: Path, capsys) -> None:
+def test_doctor_says_what_and_why(pack: Path, tmp_path: Path, capsys) -> None:
+    opened = open_pack(pack)
+    for passes, error in (("torch", 0.5), ("compiled", 0.031)):  # the second is preferred
+        products.keep_errors(tmp_path / "data", opened, {"to_q": 0.01, "to_out": error}, passes)
+    products.keep_errors(tmp_path / "data", opened, {"q_proj": 0.004}, "compiled", "text_encoder")
     assert app.main(["doctor", "--model", str(pack), "--json"]) == 0
     out = capsys.readouterr().out
     facts = json.loads(out.splitlines()[-1])
-    assert list(facts) == ["hardware", "backend", "model", "reason"]
+    assert list(facts) == ["hardware", "backend", "model", "reason", "int8_errors"]
+    assert facts["int8_errors"] == {"transformer": {"to_q": 0.01, "to_out": 0.031}, "text_encoder": {"q_proj": 0.004}}
+    assert "to_out, which would be off by 3.1%" in out and "to_q," not in out
     assert list(facts["hardware"]) == ["kind", "name", "memory_bytes"]
     assert facts["backend"] == "torch" and facts["model"] == str(pack)
-    assert facts["reason"] in out.splitlines()[-2] and "demo model" in out
+    assert facts["reason"] in out and "demo model" in out
 
 
 def test_doctor_shows_the_hardware_even_without_a_model(capsys) -> None:

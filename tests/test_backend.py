@@ -363,3 +363,13 @@ def test_importing_the_backend_is_quick() -> None:
     code = "import sys, engine.torch_backend.backend; print({'transformers', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_thread_for_each_core_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    backend_module.use_cores(replace(HARDWARE, cores=3))
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    backend_module.use_cores(replace(HARDWARE, cores=3))
+    assert told == [3]

@@ -110,6 +110,13 @@ def test_a_containers_quota_cuts_the_cores(machine, monkeypatch, files: dict, co
     assert hardware.detect().cores == cores
 
 
+def test_processors_that_share_a_core_count_once(machine, monkeypatch) -> None:
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    machine(files={siblings.format(n): f"{n % 4},{n % 4 + 4}" for n in range(8)})
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 1, 4, 5, 6}, raising=False)
+    assert hardware.detect().cores == 3
+
+
 def test_a_containers_limit_cuts_the_memory(machine) -> None:
     machine(files={"/sys/fs/cgroup/memory.max": str(128 << 20)})
     assert hardware.detect().memory_bytes == 128 << 20

@@ -6,6 +6,7 @@ picture, or where it goes. transformers and diffusers are imported by the parts 
 
 import ctypes
 import gc
+import os
 import platform
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -340,6 +341,12 @@ def import_libraries() -> None:
     import transformers
 
     _ = diffusers.AutoencoderKLFlux2, transformers.Qwen3Model  # both packages load their parts when they are named
+
+
+def use_cores(hardware: Hardware) -> None:
+    """A thread for each physical core of this process, unless the user has said how many. For the whole process."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(hardware.cores)
 
 
 def _expected(before: Tensor, after: Tensor, sigma: float, sigma_next: float) -> np.ndarray:
