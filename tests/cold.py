@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-IMPORTS = "import app; from engine import worker; from engine.torch_backend.backend import import_libraries as i; i()"
+IMPORTS = "import gc; gc.disable(); import app; from engine.torch_backend.backend import import_libraries as i; i()"
 Seconds = dict[str, float]
 
 
