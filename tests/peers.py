@@ -254,20 +254,25 @@ def main() -> None:
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     facts: dict[str, Any] = {"size": args.size, "cores": len(os.sched_getaffinity(0))}
+
+    def note(name: str, found: Clocked) -> None:
+        facts[name] = found
+        print(f"{name}: {found}", file=sys.stderr, flush=True)  # a run that is cut off has said this much
+
     if args.sd_cli:
         written(args.weights, args.pack, args.blocks)
         with tempfile.TemporaryDirectory() as folder:
             data = args.data or Path(folder)
             if not args.data:
                 ours(args.pack, args.size, 1, data)
-            facts["ours"] = ours(args.pack, args.size, args.steps, data)
+            note("ours", ours(args.pack, args.size, args.steps, data))
             taken = args.their_steps or args.steps
             found = theirs(args.sd_cli, args.weights, args.pack, args.blocks, args.size, taken, data)
-            facts["sd.cpp"] = whole(found, taken, args.steps)
+            note("sd.cpp", whole(found, taken, args.steps))
         facts["times"] = {key: round(facts["sd.cpp"][key] / facts["ours"][key], 2) for key in facts["ours"]}
     else:
         for way in args.ways.split(","):
-            facts[way] = steps(args.pack, way, (width, height), args.rounds)
+            note(way, steps(args.pack, way, (width, height), args.rounds))
     print(json.dumps(facts))
 
 

@@ -120,6 +120,9 @@ def test_one_input_of_several_layers_is_quantized_once(ternary: Path, monkeypatc
     source, out = Source(admission, torch.randn(20, 128)), torch.empty(20, 128)
     pair.first.put(source, out), pair.second.put(source, out)
     assert calls == [20] and admission.trial is False
+    x = torch.randn(1, 30, 128)
+    pair.first(x), pair.second(x), pair.first(x.clone())  # modules that know nothing of sources
+    assert calls == [20, 30, 30]
 
 
 def picture(backend: TorchBackend, request: Request) -> np.ndarray:
