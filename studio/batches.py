@@ -79,7 +79,7 @@ class Batches:
             requests = self.rows(template, table, controls)[0]
             jobs = self.page.jobs.submit(tab.owner, tab.project, *requests, op="template")
             tab.batch = [job.id for job in jobs]
-            yield {"queue": self.page.queue(tab), "bill": f"{len(jobs)} pictures are queued."}
+            yield {"queue": self.page.queue(tab), "bill": f"{views.counted(len(jobs))} queued."}
         except Exception as error:
             yield self._refused(error, "bill")
             return
@@ -113,15 +113,17 @@ class Batches:
         known = self.page.jobs.estimate(*missing) if missing else 0.0
         there = f" {total - len(missing)} of {total} are there already." if len(missing) < total else ""
         if not missing:
-            return f"All {total} pictures are there already."
-        many = f"{len(missing)} pictures" if len(missing) > 1 else "1 picture"
+            return "The picture is there already." if total == 1 else f"All {total} pictures are there already."
+        many = views.counted(len(missing))
         if known is None:
             return f"{many}; nothing like them was made here yet, so nobody knows how long they take.{there}"
         return f"{many}, about {duration(known)}.{there}"
 
     def _reused(self, cells: Sequence[grids.Cell]) -> str:
         there = sum(cell.image is not None for cell in cells)
-        return f"{there} of {len(cells)} cells were there already." if there else f"{len(cells)} cells."
+        if there:
+            return f"{there} of {views.counted(len(cells), 'cell')} {'was' if there == 1 else 'were'} there already."
+        return f"{views.counted(len(cells), 'cell')}."
 
     def _drawn(self, grid: grids.Grid, cells: Sequence[grids.Cell]) -> Filling:
         """The grid as its template shows it."""
@@ -153,7 +155,7 @@ def duration(seconds: float) -> str:
     """A time as a person says it."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return views.counted(round(seconds / 60), "minute") if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _cell(cell: grids.Cell) -> dict[str, Any]:

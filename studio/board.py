@@ -67,6 +67,9 @@ class Board:
             trigger_mode="multiple",
         )
         chosen |= QUIET
+        # As they come: an event that was on its way when the model changed, and the sizes with it, would be refused
+        # without a word for a size that isn't in the list any more. What is asked is checked when it is asked for.
+        chosen |= dict(preprocess=any(isinstance(part, gr.File | gr.UploadButton) for part in chosen["inputs"]))
         # A stream lasts as long as the queue is busy: any number of tabs may look.
         chosen |= dict(concurrency_limit=None) if streams else dict(queue=False)
         chosen |= options

@@ -69,7 +69,7 @@ class Extras:
             yield self.page.refused(error)
             return
         failed = sum(jobs.job(tab.owner, job.id).state != DONE for job in queued)
-        said = f"{len(queued)} earlier pictures drawn again" if len(queued) != 1 else "1 earlier picture drawn again"
+        said = f"{views.counted(len(queued), 'earlier picture')} drawn again"
         word = views.idle("error" if failed else "done", f"{said}{f', {failed} of them failed' if failed else ''}.")
         yield self.page.paint(tab) | {"progress": word}
 
@@ -93,8 +93,7 @@ class Extras:
             path = export.write(self.page.history, kept, self.page.settings.cache)
         except Exception as error:
             return self.page.refused(error)
-        many = f"{len(kept)} pictures" if len(kept) > 1 else "1 picture"
-        said = f"{many}, {path.stat().st_size / 1e6:.1f} MB, with a CSV of prompts and recipes"
+        said = f"{views.counted(len(kept))}, {path.stat().st_size / 1e6:.1f} MB, with a CSV of prompts and recipes"
         return {"progress": views.idle("done", views.sentence(said)), "parcel": filling(url=files.parcel(path))}
 
     # Made again
@@ -187,8 +186,7 @@ def restored_words(recipe: Recipe, now: Request | None, page: Page) -> str:
         if now.prompt != request.prompt:
             changes.insert(0, "other words")
     ancestors = len(recipe.origin.ancestors)
-    many = f"{ancestors} earlier pictures" if ancestors > 1 else "1 earlier picture"
-    chain = [f"{many} in its chain, which More draws again"]
+    chain = [f"{views.counted(ancestors, 'earlier picture')} in its chain, which More draws again"]
     said = changes or ["the settings are as they were"]
     return "; ".join([", ".join(said), *(chain if ancestors else []), *missing])
 

@@ -29,7 +29,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from engine.types import BadRequest, Cancelled, Crashed, EngineError, Picture, Request, Step
-from studio import pace
+from studio import pace, turns
 from studio import tables as t
 from studio.adopt import lost, take_in
 from studio.disk import empty_bin, forget, sweep_gone
@@ -142,15 +142,8 @@ class Jobs:
         return self._jobs(owner, t.job.c.state.in_((RUNNING, WAITING)))
 
     def ahead(self, job: Job) -> int:
-        """How many jobs, of whomever, come before this waiting one at most, since owners take turns."""
-        mine = sa.and_(t.job.c.owner == job.owner, t.job.c.place < job.place)
-        counts = sa.select(t.job.c.owner, sa.func.count()).group_by(t.job.c.owner)
-        waiting = counts.where(t.job.c.state == WAITING, sa.or_(t.job.c.owner != job.owner, mine))
-        running = sa.select(sa.func.count()).select_from(t.job).where(t.job.c.state == RUNNING)
-        rows, now = self._store.read(lambda db: (db.execute(waiting).all(), db.execute(running).scalar_one()))
-        before = {owner: count for owner, count in rows}
-        own = before.pop(job.owner, 0)
-        return int(now) + own + sum(min(count, own + 1) for count in before.values())
+        """How many jobs, of whomever, come before this waiting one at most."""
+        return self._store.read(lambda db: turns.ahead(db, job))
 
     def job(self, owner: str, id: int) -> Job:
         """One job, with its steps so far. Raises BadRequest for one that isn't there."""
@@ -220,19 +213,7 @@ class Jobs:
 
     def move(self, owner: str, id: int, before: int | None = None) -> None:
         """Put a waiting job before another of the same owner, None: last. Others' jobs keep their places."""
-
-        def change(db: sa.Connection) -> None:
-            mine = (t.job.c.owner == owner, t.job.c.state == WAITING)
-            waiting = sa.select(t.job.c.id, t.job.c.place).where(*mine).order_by(t.job.c.place, t.job.c.id)
-            rows = db.execute(waiting).all()
-            order = [row.id for row in rows if row.id != id]
-            if len(order) == len(rows):
-                raise BadRequest(f"job {id} does not wait any more: only waiting jobs can be moved")
-            order.insert(order.index(before) if before in order else len(order), id)
-            for moved, row in zip(order, rows, strict=True):
-                db.execute(t.job.update().where(t.job.c.id == moved).values(place=row.place))
-
-        self._store.write(change)
+        self._store.write(lambda db: turns.move(db, owner, id, before))
         self._tell()
 
     def close(self) -> None:
@@ -286,7 +267,7 @@ class Jobs:
         with self._changed:
             steps, known = list(self._steps), self._pace
         if not steps:
-            return None if known is None else known.total(job.total)
+            return None if known is None else known.total((job.request.steps or 0) - job.request.start)
         return pace.left(known, job.step, job.total, steps[-1] - steps[0], time.monotonic() - steps[-1])
 
     def _tell(self) -> None:
@@ -348,9 +329,8 @@ class Jobs:
 
     def _strangers_wait(self) -> bool:
         """Whether somebody else's jobs wait than the one person's who owns the machine: on a Space."""
-        query = sa.select(sa.exists().where(t.job.c.state == WAITING, t.job.c.owner != LOCAL))
         try:
-            return bool(self._store.read(lambda db: db.execute(query).scalar()))
+            return self._store.read(lambda db: turns.strangers_wait(db, LOCAL))
         except EngineError:
             return False
 
@@ -363,7 +343,7 @@ class Jobs:
 
         def change(db: sa.Connection) -> Job | None:
             waiting = JOBS.where(t.job.c.state == WAITING).order_by(t.job.c.place, t.job.c.id).limit(1)
-            owner = _whose_turn(db)
+            owner = turns.whose(db)
             row = db.execute(waiting.where(t.job.c.owner == owner)).mappings().first()
             if row is None:
                 return None
@@ -375,7 +355,8 @@ class Jobs:
         known = None if job is None else pace.pace(self._history, job.request)
         with self._changed:
             self._running = None if job is None else job.id
-            self._progress, self._pace, self._steps = job, known, []
+            # until the engine's first word, model loaded and prompt read, it has no steps yet
+            self._progress, self._pace, self._steps = job and replace(job, total=0), known, []
         if job is not None:
             self._tell()
         return job
@@ -468,18 +449,6 @@ class Jobs:
         with self._changed:  # held, so that nothing else is running when it ends
             if self._running == id and id in self._stopping:
                 self._engine.close(patience=0)
-
-
-def _whose_turn(db: sa.Connection) -> str | None:
-    """The owner whose job comes next: among several the one whose last one was started longest ago, so that nobody
-    waits for a stranger's forty pictures. None when nothing waits."""
-    first = sa.select(t.job.c.owner, sa.func.min(t.job.c.place)).where(t.job.c.state == WAITING).group_by(t.job.c.owner)
-    places = {owner: place for owner, place in db.execute(first)}
-    if len(places) < 2:
-        return next(iter(places), None)
-    served = sa.select(t.job.c.owner, sa.func.max(t.job.c.started_at)).where(t.job.c.owner.in_(places))
-    last = {owner: started for owner, started in db.execute(served.group_by(t.job.c.owner))}
-    return min(places, key=lambda owner: (last.get(owner) or 0.0, places[owner]))
 
 
 def _failed(error: object) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class Page:
         active = self.jobs.queue(tab.owner) if active is None else active
         over = t.job.c.state.in_((STOPPED, FAILED, INTERRUPTED))
         ended = self.history.jobs(tab.owner, over, t.job.c.project == tab.project, limit=ENDED)
-        return views.queue([*active, *(job for job in ended if job.over)], self.labels(tab))
+        return views.queue([*active, *(job for job in ended if job.over)], self.labels(tab), self.jobs.ahead)
 
     def stage(self, tab: Tab, image: Image | None, other: Image | None = None) -> Look:
         """The stage with this picture, the other one under it, and their caption; the empty stage without one."""
@@ -363,7 +363,7 @@ class Page:
     def _news(self, tab: Tab, jobs: Sequence[Job], gone: Collection[int] = ()) -> Iterator[Look]:
         """First the picture that came, so that nothing holds it up; then queue and progress, and what lists it."""
         mine = [job for job in jobs if job.project == tab.project]
-        progress = views.progress(mine)
+        progress = views.progress(mine, self.jobs.ahead)
         over = self._over(tab)
         for job, other in over:
             if job.state == DONE and job.image:

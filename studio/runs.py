@@ -71,7 +71,9 @@ class Runs:
         """The first one's picture will go on the stage, over `other`. That they are queued a follower says as well."""
         tab.waiting[jobs[0].id] = other
         tab.batch = [job.id for job in jobs]
-        return {} if self.page.followed(tab) else {"progress": views.progress(jobs), "queue": self.page.queue(tab)}
+        if self.page.followed(tab):
+            return {}
+        return {"progress": views.progress(jobs, self.page.jobs.ahead), "queue": self.page.queue(tab)}
 
     def example(self, tab: Tab, index: int, controls: Mapping[str, Any]) -> Iterator[Look]:
         """One of the empty stage's prompts, typed and run."""

@@ -36,8 +36,9 @@ class Shelf:
         try:
             image = self.page.image(tab, id)
             if what == "open":
-                tab.project = image.project
-                return self.page.paint(tab) | self.page.stage(tab, image)
+                other = image.project != tab.project  # its prompt and controls come too, or they would be overwritten
+                look = self.page.whole(tab, image.project) if other else self.page.paint(tab)
+                return look | self.page.stage(tab, image)
             changes: dict[str, Callable[[], None]] = {
                 "keep": lambda: self._keep(tab, image, True),
                 "reject": lambda: self._keep(tab, image, False),
@@ -71,14 +72,21 @@ class Shelf:
             deleted=wanted.get("show") == "bin",
         )
         if wanted.get("stacked"):
-            stacks = library.stacks(self.page.history, tab.owner, chosen)[: library.PAGE]
-            sizes = {stack.cover.id: stack.count for stack in stacks}
-            return self._shown(tab, [stack.cover for stack in stacks], sizes, f"{len(stacks)} revisions", trail, None)
+            return self._stacked(tab, library.stacks(self.page.history, tab.owner, chosen), trail)
         found = library.page(self.page.history, tab.owner, chosen, before=trail[-1] if trail else None)
         total = library.count(self.page.history, tab.owner, chosen)
         first = len(trail) * library.PAGE + 1
         said = f"{first} to {first + len(found.images) - 1} of {total}" if found.images else "Nothing found"
         return self._shown(tab, found.images, {}, said, trail, found.next)
+
+    def _stacked(self, tab: Tab, stacks: Sequence[library.Stack], trail: list[int]) -> Look:
+        """A page of stacks. They are all counted anyway, so that here a trail's length says which page it is."""
+        first = len(trail) * library.PAGE
+        covers = [stack.cover for stack in stacks[first : first + library.PAGE]]
+        said = f"{first + 1} to {first + len(covers)} of {views.counted(len(stacks), 'revision')}"
+        after = covers[-1].id if first + len(covers) < len(stacks) else None
+        sizes = {stack.cover.id: stack.count for stack in stacks}
+        return self._shown(tab, covers, sizes, said if covers else "Nothing found", trail, after)
 
     def _shown(
         self, tab: Tab, images: Sequence[Image], stacks: Mapping[int, int], said: str, trail: list[int],
@@ -88,7 +96,7 @@ class Shelf:
         pictures = [
             views.record(image, labels)
             | {
-                "stack": f"{stacks[image.id]} pictures" if image.id in stacks else "",
+                "stack": views.counted(stacks[image.id]) if image.id in stacks else "",
                 "purge": "Really delete?" if tab.sure == ("purge", image.id) else "Delete for good",
             }
             for image in images

@@ -130,7 +130,7 @@ def _progress_words(item: Terms | Progress | Installed) -> str:
         part = f"{item.done / max(item.total, 1):.0%} of {size_words(item.total)}: {item.path}"
         if item.waiting:
             return f"{part}; the connection broke, trying again in {item.waiting:.0f} s"
-        left = f", about {item.seconds_left / 60:.0f} minutes left" if item.seconds_left else ""
+        left = f", about {views.counted(round(item.seconds_left / 60), 'minute')} left" if item.seconds_left else ""
         return f"{part}{f', {item.rate / 1e6:.1f} MB/s' if item.rate else ''}{left}"
     return f"{item.model} is installed."
 

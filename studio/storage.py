@@ -5,7 +5,7 @@ Knows the data folder and Looks, not gradio. What can't be taken back asks for a
 
 from collections.abc import Callable
 
-from studio import disk, library
+from studio import disk, library, space, views
 from studio.page import Look, Page, Tab
 from studio.shop import size_words
 from studio.template import Filling, filling
@@ -39,10 +39,10 @@ class Storage:
             if not many:
                 return {"storage_said": "The bin is empty."}
             if not self.certain(tab, "bin"):
-                return {"storage_said": f"Press again to delete {pictures(many)} for good."}
+                return {"storage_said": f"Press again to delete {views.counted(many)} for good."}
             gone = disk.empty_bin(self.page.history, tab.owner, days=0)
             tab.undo = ()
-            said = {"storage_said": f"{pictures(gone)} deleted for good.", "undo": False}
+            said = {"storage_said": f"{views.counted(gone)} deleted for good.", "undo": False}
             return self._look(tab) | self.page.paint(tab) | said
 
         return self._try(change)
@@ -55,7 +55,7 @@ class Storage:
             many = self._count(tab, library.Filter(project=project.id))
             kept = self._count(tab, library.Filter(project=project.id, kept=True))
             if not self.certain(tab, "project", project.id):
-                what = f"“{project.name}” with {pictures(many)}, {kept} of them kept"
+                what = f"“{project.name}” with {views.counted(many)}, {kept} of them kept"
                 return {"storage_said": f"Press again to delete {what}, and what it has in the bin, for good."}
             for job in self.page.jobs.queue(tab.owner):
                 if job.project == project.id:
@@ -78,17 +78,19 @@ class Storage:
         return False
 
     def _look(self, tab: Tab) -> Look:
+        named: Look = {"name": self.page.history.project(tab.owner, tab.project).name}
+        if space.on_a_space():
+            return named  # the data folder is nobody's to see there
         usage = disk.usage(self.page.settings.data_dir)
         parts = [
-            {"name": part.name, "files": f"{part.files} files" if part.files != 1 else "1 file",
-             "size": size_words(part.bytes)}
+            {"name": part.name, "files": views.counted(part.files, "file"), "size": size_words(part.bytes)}
             for part in usage.parts if part.files
         ]  # fmt: skip
         sizes: Filling = filling(
             folder=str(usage.folder), parts=parts, total=size_words(usage.bytes), free=size_words(usage.free),
-            bin=pictures(self._count(tab, library.Filter(deleted=True))), days=disk.BIN_DAYS,
+            bin=views.counted(self._count(tab, library.Filter(deleted=True))), days=disk.BIN_DAYS,
         )  # fmt: skip
-        return {"storage": sizes, "name": self.page.history.project(tab.owner, tab.project).name}
+        return {"storage": sizes} | named
 
     def _count(self, tab: Tab, wanted: library.Filter) -> int:
         return library.count(self.page.history, tab.owner, wanted)
@@ -98,8 +100,3 @@ class Storage:
             return change()
         except Exception as error:
             return {"storage_said": self.page.refused(error)["progress"]["text"]}
-
-
-def pictures(many: int) -> str:
-    """How many pictures, in words."""
-    return f"{many} pictures" if many != 1 else "1 picture"

@@ -54,8 +54,7 @@ def build(
             ui_library.wire(board, shelf)
         ui_workshop.wire(board, extras, batches, shop)
         ui_workshop.wire_live(board, extras, shop)
-        if storage is not None:
-            ui_workshop.wire_storage(board, storage, Storage(page))
+        ui_workshop.wire_storage(board, storage, Storage(page))
         api.add(page)
         _wire_opening(blocks, board, lambda tab, look: shop.opened(tab, extras.asked(look)))
         _wire_leaving(blocks, board)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from studio.board import Board
-from studio.page import SCENE, Look, Tab
+from studio.page import Look, Tab
 from studio.shelf import SHOW, Shelf
 from studio.template import filling, template
 
@@ -66,7 +66,7 @@ def wire(board: Board, shelf: Shelf) -> None:
     board.on(changes, first, ASKED, outputs=shown, trigger_mode="always_last")
     board.on(part["older"].click, older, ["trail", "next", *ASKED], outputs=shown)
     board.on(part["back"].click, newer, ["trail", *ASKED], outputs=shown)
-    board.on(part["grid"].pick, pick, ["trail", *ASKED], outputs=[*sheet, *SCENE, "undo"], event=True)
+    board.on(part["grid"].pick, pick, ["trail", *ASKED], event=True)  # every part: it may open another project
 
 
 def _usable(on: bool) -> Any:

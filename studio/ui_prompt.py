@@ -18,22 +18,29 @@ def lay_out(board: Board) -> None:
 
     page = board.page
     with gr.Column(elem_id="left", min_width=0, scale=0):
-        board.add("prompt", gr.Textbox(
-            label="What should the picture show?", placeholder=page.examples()[0][1], lines=1, max_lines=8,
-            elem_id="prompt",
-        ))  # fmt: skip
-        board.add("diff", template("words", filling(label="", words=[]), elem_id="diff"))
-        with gr.Row(elem_id="go"):
-            board.add("generate", gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=0))
-            board.add("four", gr.Button(f"{SEEDS} seeds", elem_id="four", scale=1, min_width=0))
-            board.add("stop", gr.Button("Stop", elem_id="stop", scale=1, min_width=0))
-        board.add("progress", template("progress", idle(), elem_id="progress"))
+        with gr.Column(elem_id="ask", min_width=0):  # on a phone it stays at the bottom of the screen
+            _ask(board)
         board.add(
             "undo", gr.Button("Undo", elem_id="undo", visible=False, min_width=0), lambda on: gr.update(visible=on)
         )
         _sizes_and_seed(board, page.first)
         template("sheets", filling(), elem_id="sheets")
         board.add("revisions", template("revisions", filling(rows=[]), elem_id="revisions"))
+
+
+def _ask(board: Board) -> None:
+    import gradio as gr
+
+    board.add("prompt", gr.Textbox(
+        label="What should the picture show?", placeholder=board.page.examples()[0][1], lines=1, max_lines=8,
+        elem_id="prompt",
+    ))  # fmt: skip
+    board.add("diff", template("words", filling(label="", words=[]), elem_id="diff"))
+    with gr.Row(elem_id="go"):
+        board.add("generate", gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=0))
+        board.add("four", gr.Button(f"{SEEDS} seeds", elem_id="four", scale=1, min_width=0))
+        board.add("stop", gr.Button("Stop", elem_id="stop", scale=1, min_width=0))
+    board.add("progress", template("progress", idle(), elem_id="progress"))
 
 
 def _sizes_and_seed(board: Board, first: Offer) -> None:

@@ -15,10 +15,8 @@ from studio.template import filling, template
 
 
 def lay_out(board: Board, shop: Shop) -> Any:
-    """Returns the tab of project and data; None on a Space, whose data folder is nobody's to see."""
+    """Returns the tab of project and data; on a Space of the project alone, since the folder is nobody's to see."""
     import gradio as gr
-
-    storage = None
 
     with gr.Column(elem_id="workshop", elem_classes="sheet"):
         gr.Button("Close", elem_id="close-workshop", min_width=80, scale=0)
@@ -29,9 +27,8 @@ def lay_out(board: Board, shop: Shop) -> Any:
                 _templates(board)
             with gr.Tab("Models", render_children=True):  # else a template that changes unseen comes up empty
                 _models(board, shop)
-            if not space.on_a_space():
-                with gr.Tab("Data") as storage:
-                    _storage(board)
+            with gr.Tab("Project" if space.on_a_space() else "Data") as storage:
+                _storage(board)
     board.add("drop", gr.File(file_types=[".png"], label="A picture made by Niwaki", elem_id="drop", height=1))
     board.add("parcel", template("workshop", filling(url=""), elem_id="parcel"))
     return storage
@@ -98,9 +95,11 @@ def _storage(board: Board) -> None:
 
     board.add("name", gr.Textbox(label="Name of this project", lines=1, max_lines=1, elem_id="name"))
     board.add("rename", gr.Button("Rename", elem_id="rename", scale=0))
-    board.add("storage", template("storage", filling(parts=[]), elem_id="storage"))
+    if not space.on_a_space():
+        board.add("storage", template("storage", filling(parts=[]), elem_id="storage"))
     with gr.Row():
-        board.add("empty_bin", gr.Button("Empty the bin", elem_id="empty-bin", scale=0))
+        if not space.on_a_space():
+            board.add("empty_bin", gr.Button("Empty the bin", elem_id="empty-bin", scale=0))
         board.add("drop_project", gr.Button("Delete this project", elem_id="drop-project", scale=0))
     board.add("storage_said", gr.Markdown("", elem_id="storage-said", elem_classes="soft"), _plain)
 
@@ -108,10 +107,11 @@ def _storage(board: Board) -> None:
 def wire_storage(board: Board, tab: Any, storage: Storage) -> None:
     """The data folder: looked at when its tab is opened."""
     part = board.parts
-    said = ["storage", "name", "storage_said"]
+    said = [name for name in ("storage", "name", "storage_said") if name in part]
     board.on(tab.select, storage.look, outputs=said)
     board.on([part["rename"].click, part["name"].submit], storage.rename, ["name"], outputs=["project", *said])
-    board.on(part["empty_bin"].click, storage.empty_bin, outputs=[*SCENE, *said, "undo"])
+    if "empty_bin" in part:
+        board.on(part["empty_bin"].click, storage.empty_bin, outputs=[*SCENE, *said, "undo"])
     board.on(part["drop_project"].click, storage.delete_project)
 
 

@@ -8,7 +8,7 @@ import base64
 import io
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from studio.template import Filling, filling
 PROMPT_SHOWN = 160  # characters of a prompt where only a glance is wanted; captions and alt texts show all of it
 PREVIEW = 256  # pixels a side of the picture that is on its way
 BRANCHES = 5  # how deep the tree is indented; deeper pictures stand below each other
+
+PLAIN = "plain"  # a picture that came from no other
 
 Words = Sequence[Piece]
 Labels = Mapping[int, str]  # revision -> label
@@ -128,14 +130,19 @@ def caption(image: Image, other: Image | None, parts: Words, offers: Mapping[str
     for name, value in mine.items():
         before = theirs.get(name, value)
         differs = other is not None and before != value
-        facts.append({"text": f"{before} → {value}" if differs else value, "kind": "differs" if differs else ""})
+        text = f"{before or PLAIN} → {value or PLAIN}" if differs else value
+        if text:
+            facts.append({"text": text, "kind": "differs" if differs else ""})
     same = other is not None and not changed(parts)
     shown = [{"text": "Same words.", "added": False, "gone": False}] if same else words(parts)
     return filling(words=shown, facts=facts, unknown=listed(image.details.get("unknown_words") or ()))
 
 
-def queue(jobs: Sequence[Job], labels: Labels) -> Filling:
-    """The chip and its rows: what runs and waits in order, then what ended without a picture."""
+def queue(jobs: Sequence[Job], labels: Labels, ahead: Callable[[Job], int] = lambda job: 0) -> Filling:
+    """The chip and its rows: what runs and waits in order, then what ended without a picture.
+
+    The first that waits says how many come before it, of whomever; the rows behind it are counted by looking.
+    """
     running = sum(job.state == RUNNING for job in jobs)
     waiting = [job for job in jobs if job.state == WAITING]
     ended = [job for job in jobs if job.over and job.state != DONE]
@@ -143,7 +150,8 @@ def queue(jobs: Sequence[Job], labels: Labels) -> Filling:
     for job in [*(job for job in jobs if not job.over), *ended]:
         rows.append(
             {
-                "id": job.id, "state": job.state, "label": _job_label(job, labels), "text": job_text(job),
+                "id": job.id, "state": job.state, "label": _job_label(job, labels),
+                "text": sentence(waiting_text(ahead(job))) if job in waiting[:1] and not job.error else job_text(job),
                 "prompt": job.request.prompt[:PROMPT_SHOWN], "can_cancel": not job.over,
                 "can_retry": job.over, "can_move": job.state == WAITING and len(waiting) > 1,
             }
@@ -154,6 +162,11 @@ def queue(jobs: Sequence[Job], labels: Labels) -> Filling:
     else:
         summary = f"{len(ended)} to retry" if ended else "Queue empty"
     return filling(state="busy" if running or waiting else "idle", summary=summary, rows=rows)
+
+
+def waiting_text(ahead: int) -> str:
+    """How long the queue is for a job that waits."""
+    return f"Waiting, {counted(ahead)} before yours" if ahead else "Waiting"
 
 
 def job_text(job: Job) -> str:
@@ -167,13 +180,13 @@ def job_text(job: Job) -> str:
     return sentence(ENDS.get(job.state, job.state))
 
 
-def progress(jobs: Sequence[Job]) -> Filling:
-    """Under Generate: the running job of this tab, else the first that waits, else nothing."""
+def progress(jobs: Sequence[Job], ahead: Callable[[Job], int] = lambda job: 0) -> Filling:
+    """Under Generate: the running job of this tab, else the first that waits and what comes before it, else nothing."""
     job = next(iter(sorted((job for job in jobs if not job.over), key=lambda job: job.state != RUNNING)), None)
     if job is None:
         return idle()
     waiting = sum(each.state == WAITING for each in jobs) - (job.state == WAITING)
-    text = job_text(job) if job.state == RUNNING else "Waiting for another picture"
+    text = job_text(job) if job.state == RUNNING else waiting_text(ahead(job))
     text += f"; {waiting} more waiting" if waiting else ""
     preview = data_address(job.preview, PREVIEW)
     return filling(state="busy", text=text, done=job.step, total=job.total, preview=preview)
@@ -198,7 +211,7 @@ def idle(state: str = "idle", text: str = "") -> Filling:
 def past_words(past: Mapping[str, Any]) -> str:
     """What is taken over from a picture whose settings were reused, beyond what the controls show."""
     mixed, draft = len(past.get("variations") or ()), past.get("draft")
-    parts = [f"{mixed} variation{'s' if mixed > 1 else ''} mixed in"] if mixed else []
+    parts = [f"{counted(mixed, 'variation')} mixed in"] if mixed else []
     if isinstance(draft, Mapping):
         parts.append(f"drawn from its draft of {draft.get('width')} × {draft.get('height')}")
     return sentence(" and ".join(parts))[:-1] if parts else ""
@@ -214,7 +227,7 @@ def revisions(rows: Sequence[Revision], diffs: Mapping[int, Words], counts: Mapp
             {
                 "id": revision.id, "label": revision.label, "current": revision.id == current,
                 "words": words(parts, around=1 if changed(parts) else None),
-                "count": f"{count} pictures" if count > 1 else "",
+                "count": counted(count) if count > 1 else "",
             }
         )  # fmt: skip
     return filling(rows=listed_rows)
@@ -226,6 +239,11 @@ def listed(items: Sequence[str]) -> str:
     if len(items) > 8:
         parts.append(f"{len(items) - 8} more")
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def counted(count: int, what: str = "picture") -> str:
+    """A number with its noun."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def sentence(text: str) -> str:
@@ -241,7 +259,7 @@ def _parameters(image: Image, offers: Mapping[str, Offer]) -> dict[str, str]:
         "model": offer.short if offer else request.model,
         "seed": f"seed {request.seed}",
         "size": f"{request.width} × {request.height}",
-        "steps": f"{request.steps} steps",
+        "steps": counted(request.steps or 0, "step"),
         "how": "" if image.op.startswith("on ") else _how(image),  # "on binary": the model says it
         "seconds": f"{image.seconds:.2f} s",
     }

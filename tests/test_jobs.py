@@ -21,7 +21,7 @@ from tests.rows import queue
 
 
 class Engine:
-    """Two steps, each as long as the test wants: `go` lets one step pass. A prompt says what goes wrong."""
+    """Two steps, each as long as the test wants: `go` lets one step, or a load, pass. A prompt says what goes wrong."""
 
     def __init__(self) -> None:
         self.go = threading.Semaphore(0)
@@ -36,6 +36,8 @@ class Engine:
 
     def run(self, request: Request) -> Generator[Step | Picture, None, None]:
         self._stop.clear()
+        if "loads" in request.prompt:
+            self.go.acquire()
         yield Step(0, 2)
         for index in (1, 2):
             while not self.go.acquire(timeout=0.01):
@@ -149,6 +151,15 @@ def test_waiting_jobs_can_be_moved_within_their_owners_places(jobs: Jobs, engine
     with pytest.raises(BadRequest, match="not here"):
         jobs.cancel(LOCAL, other.id)
     assert jobs.job("visitor", other.id).state == WAITING
+
+
+def test_until_the_engine_has_read_the_prompt_there_is_no_step(jobs: Jobs, engine: Engine) -> None:
+    (job,) = submit(jobs, "it loads")
+    assert until(jobs, job.id, RUNNING).total == 0
+    engine.go.release()
+    assert next(now for now in jobs.watch(LOCAL, job.id) if now.total).step == 0
+    engine.go.release(2)
+    until(jobs, job.id, DONE)
 
 
 def test_owners_take_turns(jobs: Jobs, engine: Engine) -> None:

@@ -64,7 +64,8 @@ def test_the_page_has_a_banner_and_no_library_and_no_data_folder(visited: Served
         text = answer.read().decode()
     parts = {part["props"].get("elem_id"): part["props"] for part in json.loads(text)["components"]}
     assert "your prompt leaves your device" in parts["brand"]["value"]["reach"] and parts["brand"]["value"]["open"]
-    assert {"library", "open-library", "storage", "drop-project"}.isdisjoint(parts)
+    assert {"library", "open-library", "storage", "empty-bin"}.isdisjoint(parts)
+    assert {"name", "rename", "drop-project"} <= set(parts)  # a visitor's own project is theirs to name and delete
     assert str(visited.settings.data_dir) not in text
 
 

@@ -64,6 +64,21 @@ def test_a_project_goes_at_the_second_press_and_another_one_opens(page: Page) ->
     assert tab.project == other.id and not image.path.exists() and page.history.projects(LOCAL) == (other,)
 
 
+def test_a_visitor_of_a_space_names_and_deletes_their_own_project_and_sees_no_folder(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPACE_ID", "somebody/niwaki")
+    storage, ann, bob = Storage(page), page.tab("ann"), page.tab("bob")
+    assert ann.owner != bob.owner
+    assert "storage" not in storage.look(ann) and storage.rename(ann, "Ann's")["name"] == "Ann's"
+    bob.project = ann.project  # whatever a visitor's page may say
+    assert "not here" in storage.delete_project(bob)["storage_said"]
+    assert "not here" in storage.rename(bob, "Bob's")["storage_said"]
+    assert storage.delete_project(ann)["storage_said"].startswith("Press again")
+    assert storage.delete_project(ann)["storage_said"] == "“Ann's” was deleted for good."
+    assert [project.name for project in page.history.projects(ann.owner)] == ["My first project"]
+
+
 def test_one_picture_of_the_bin_goes_for_good(page: Page) -> None:
     shelf, tab, wanted = Shelf(page), page.tab("a"), {"show": "bin"}
     image = add_image(page.history)

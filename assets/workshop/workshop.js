@@ -1,19 +1,25 @@
-// What comes and goes: the workshop's sheet, a zip that is ready, and a PNG dropped anywhere on the page.
-const sheet = document.getElementById("workshop");
-const opener = document.getElementById("open-workshop");
-const toggle = (open) => {
-  if (sheet.classList.contains("open") === open) return;
-  sheet.classList.toggle("open", open);
-  for (const below of document.querySelectorAll("#desk, #strip")) below.inert = Boolean(document.querySelector(".sheet.open"));
-  (open ? sheet.querySelector("[role=tab]") : opener)?.focus();
+// What comes and goes: the sheets over the desk, a zip that is ready, and a PNG dropped anywhere on the page.
+const desk = (window.niwaki ??= new EventTarget());
+const FIRST = "#search textarea, #search input, [role=tab]"; // what has the focus in a sheet that opens
+const opened = () => document.querySelector(".sheet.open");
+const turn = (name) => { // to this sheet; none: back to the desk
+  const before = opened();
+  if ((before?.id ?? "") === name) return;
+  const sheet = document.getElementById(name);
+  before?.classList.remove("open");
+  sheet?.classList.add("open");
+  for (const below of document.querySelectorAll("#desk, #strip")) below.inert = Boolean(sheet);
+  desk.dispatchEvent(new CustomEvent("sheet", { detail: name }));
+  (sheet ? sheet.querySelector(FIRST) : document.getElementById(`open-${before.id}`))?.focus();
 };
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("#open-workshop, #close-workshop, #open-library");
-  if (button) toggle(button.id === "open-workshop" && !sheet.classList.contains("open"));
+  const [, does, name] = event.target.closest("button")?.id.match(/^(open|close)-(library|workshop)$/) ?? [];
+  if (name) turn(does === "open" && opened()?.id !== name ? name : "");
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && sheet.classList.contains("open")) toggle(false);
+  if (event.key === "Escape" && !event.defaultPrevented) turn("");
 });
+desk.addEventListener("back", () => turn(""));
 
 watch("value", () => {
   if (props.value.url) requestAnimationFrame(() => element.querySelector("a").click());

@@ -6,6 +6,7 @@ there, alone and while every core computes as the engine of a big model does. Li
 the pause and the engine included. Reports; judges nothing.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from playwright.sync_api import sync_playwright
 
 from engine.worker import NICE
 from studio.rows import LOCAL
+from tests.browser import measure_big
 from tests.browser.conftest import ARGUMENTS, CHROMIUM, PATIENCE
 from tests.browser.steps import ask_for, settle
 from tests.serving import Served, served
@@ -117,26 +119,57 @@ def busy() -> Iterator[None]:
             burner.wait()
 
 
+def page_alone(browser: Any) -> None:
+    """The page with the fake backend, nothing else running."""
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as page:
+        tab = opened(browser, page.address)
+        tab.evaluate(SHIFTS)
+        for name, values in measure(tab, page).items():
+            report(name, values)
+        print(f"layout shift {tab.evaluate('window.shifted'):.4f}; {RUNS} runs")
+
+
+def page_beside(browser: Any, pack: Path, size: str) -> None:
+    """The page while a picture is made with this pack."""
+    with measure_big.started(pack) as address:
+        for name, by_phase in measure_big.beside(opened(browser, address), pack, size).items():
+            for phase, values in by_phase.items():
+                report(f"{name}, {phase}", values)
+            report(f"{name}, all", [value for values in by_phase.values() for value in values])
+
+
+def opened(browser: Any, address: str) -> Any:
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    tab.set_default_timeout(PATIENCE)
+    tab.goto(address)
+    tab.locator('#strip .strip:not([data-project="0"])').wait_for()
+    return tab
+
+
+def report(name: str, values: list[float]) -> None:
+    ordered = sorted(values)
+    late = ordered[max(0, int(len(ordered) * 0.95) - 1)]
+    median = statistics.median(values)
+    print(f"{name:<42} {len(values):4} times, median {median:5.0f} ms, 95 % {late:5.0f} ms, most {ordered[-1]:5.0f} ms")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="How quick the page is to a person, in Chromium.")
+    parser.add_argument("--pack", type=Path, help="instead: while a picture is made with this pack (tests.packs.full)")
+    parser.add_argument("--size", default="512x512", help="of that picture")
+    options = parser.parse_args()
     if not CHROMIUM.exists():
         print(f"{CHROMIUM} is missing, so the page was not measured: make browser")
         return
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as page, sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        tab = browser.new_page(viewport={"width": 1280, "height": 800})
-        tab.set_default_timeout(PATIENCE)
-        tab.goto(page.address)
-        tab.locator('#strip .strip:not([data-project="0"])').wait_for()
-        tab.evaluate(SHIFTS)
-        took = measure(tab, page)
-        shifted = tab.evaluate("window.shifted")
+        if options.pack:
+            page_beside(browser, options.pack, options.size)
+        else:
+            page_alone(browser)
         browser.close()
-    for name, values in took.items():
-        ordered = sorted(values)
-        late = ordered[int(len(ordered) * 0.95) - 1]
-        print(f"{name:<41} median {statistics.median(values):6.0f} ms, 95 % {late:6.0f} ms")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(f"layout shift {shifted:.4f}; {RUNS} runs, {os.cpu_count()} cores, load {load:.1f}")
+    print(f"{os.cpu_count()} cores, load {load:.1f}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import http.client
 import re
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -192,6 +193,16 @@ def test_a_phone_scrolls_in_one_direction_only(open_tab: OpenTab, width: int) ->
     assert overflow(tab)[0] == 0
     box = tab.locator(NEW).bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    stay = ("#prompt textarea", "#generate", "#strip .thumb")  # in this order, none over another
+    for place in (0, 100_000):
+        tab.evaluate("y => window.scrollTo(0, y)", place)
+        tops = [tab.locator(part).first.bounding_box() for part in stay]
+        assert all(box["y"] >= 0 and box["y"] + box["height"] <= 844 for box in tops)
+        assert all(upper["y"] + upper["height"] <= lower["y"] for upper, lower in pairwise(tops))
+    last = tab.locator("#sheets").bounding_box()
+    assert last["y"] + last["height"] <= tab.locator("#ask").bounding_box()["y"]  # the page ends above what stays
+    tab.evaluate("window.scrollTo(0, 0)")
+    assert tab.locator("#stage .frame").bounding_box()["y"] < tab.locator("#ask").bounding_box()["y"] / 2
 
 
 def luminance(tab: Any) -> float:

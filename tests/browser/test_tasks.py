@@ -1,4 +1,4 @@
-"""The tasks of ../shared/studio.md section 2, click by click, and what must survive tabs that come and go."""
+"""The tasks of the page, click by click, and what must survive tabs that come and go."""
 
 import re
 import threading
@@ -96,6 +96,22 @@ def test_the_same_recipe_on_the_other_weights_in_one_click(tab: Any) -> None:
     tab.locator("#stage [data-do=other]").click()
     expect(tab.locator("#caption")).to_contain_text("ternary → binary")
     expect(tab.locator(PREVIOUS)).to_have_count(1)
+
+
+def test_enter_at_once_after_another_model_is_not_lost(tab: Any) -> None:
+    start_anew(tab)
+    tab.locator("#prompt textarea").fill("a red square")
+    tab.locator("#model input").click()
+    option = tab.get_by_role("option", name="Bonsai Image 4B, 1-bit weights")
+    option.wait_for()
+    tab.evaluate("""() => {
+        const option = [...document.querySelectorAll('[role=option]')].find(one => one.innerText.includes('Bonsai'));
+        option.dispatchEvent(new MouseEvent('mousedown', {bubbles: true}));
+        const enter = new KeyboardEvent('keypress', {key: 'Enter', bubbles: true, cancelable: true});
+        document.querySelector('#prompt textarea').dispatchEvent(enter);
+    }""")  # before the page has heard of the new model's sizes
+    wait_for(tab, "a red square")
+    expect(tab.locator("#size input:checked")).to_have_value("512x512")
 
 
 def test_a_run_survives_reload_and_a_closed_tab(open_tab: OpenTab, held: threading.Event) -> None:
