@@ -29,11 +29,10 @@ from pathlib import Path
 from engine import catalog, hardware, products
 from engine.packs import Pack, open_pack
 from engine.plan import check_backend, choose_backend, complete, plan
+from engine.politeness import step_back
 from engine.types import Backend, Crashed, EngineError, Picture, Request, Step
 
 log = logging.getLogger("niwaki.worker")
-
-NICE = 5  # how far the child steps back where others want its core: the page answers while a picture takes minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +242,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
     """The child: make what comes down the pipe, until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        os.nice(NICE)
+    step_back()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.disable()  # until the first picture: half a million objects of libraries are no garbage, and looking takes 0.8 s
     engine: Backend | None = None

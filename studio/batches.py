@@ -79,7 +79,8 @@ class Batches:
             requests = self.rows(template, table, controls)[0]
             jobs = self.page.jobs.submit(tab.owner, tab.project, *requests, op="template")
             tab.batch = [job.id for job in jobs]
-            yield {"queue": self.page.queue(tab), "bill": f"{views.counted(len(jobs))} queued."}
+            are = "is" if len(jobs) == 1 else "are"
+            yield {"queue": self.page.queue(tab), "bill": f"{views.counted(len(jobs))} {are} queued."}
         except Exception as error:
             yield self._refused(error, "bill")
             return

@@ -72,7 +72,7 @@ def test_a_template_is_filled_one_picture_a_row(batches: Batches, tab: Tab) -> N
     bill = batches.estimate(tab, template, table, CONTROLS)["bill"]
     assert bill.startswith("2 pictures; ") and bill.endswith(" No slot asks for price.")
     look = look_of(batches.fill(tab, template, table, CONTROLS))
-    assert look["bill"] == "2 pictures queued."
+    assert look["bill"] == "2 pictures are queued."
     made = library.page(batches.page.history, LOCAL).images
     assert [image.request.prompt for image in made] == ["a blue circle", "a red circle"]
     assert {image.op for image in made} == {"template"}

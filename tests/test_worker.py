@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import worker as module
+from engine.politeness import NICE
 from engine.types import BadRequest, Cancelled, EngineError, Picture, Request, Step
 from engine.worker import Failure, Worker
 from tests.packs.writers import write_pack
@@ -91,6 +92,17 @@ def test_steps_then_a_picture_and_the_child_stays(shared: Worker, pack: Path) ->
     assert pid is not None and pid != os.getpid()
     picture_of(shared, request(pack, seed=1))
     assert shared.pid == pid
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no niceness")
+def test_the_child_steps_back_so_that_the_page_answers(shared: Worker, pack: Path) -> None:
+    picture_of(shared, request(pack))
+    pid = shared.pid
+    assert pid is not None
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+        assert os.getsid(pid) == pid  # niceness counts within a session where the kernel groups processes by it
 
 
 def test_an_impossible_request_starts_no_child(own: Worker, pack: Path, tmp_path: Path) -> None:
@@ -267,7 +279,8 @@ class Broken:
 )
 def test_errors_keep_their_kind_and_bugs_their_traceback(monkeypatch, error, kind, words: str, logged: bool) -> None:
     monkeypatch.setattr(module, "_open", lambda backend, data_dir: Broken(error))
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the test process keeps its Ctrl-C
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the test process keeps its Ctrl-C ..
+    monkeypatch.setattr(module, "step_back", lambda: None)  # .. and its priority
     ours, theirs = Pipe()
     for message in ((1, None), (2, Request("a", "b")), None):  # a late stop, a run, the end
         ours.send(message)
