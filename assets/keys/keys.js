@@ -35,6 +35,7 @@ const inPrompt = (event) => {
 };
 
 const escape = () => {
+  if (find(".sheet.open")) return; // it closes, and a picture that is being made goes on
   if (desk.choosing) return say("do", "compare");
   const sheet = find("#right.open, #revisions.open");
   if (sheet) return sheet.classList.remove("open");

@@ -131,6 +131,10 @@ def test_progress_is_told_and_stop_stops(tab: Any, page_server: Served, held: th
     ask_for(tab, "a held blue circle")
     expect(tab.locator("#progress")).to_contain_text(re.compile(r"Step \d of 4"))
     expect(tab.locator("#progress img")).to_have_js_property("naturalWidth", 24)  # what is coming, where steps are slow
+    tab.locator("#open-library").click()
+    tab.keyboard.press("Escape")  # closes the library and nothing else
+    expect(tab.locator("#library")).to_be_hidden()
+    expect(tab.locator("#progress .busy")).to_have_count(1)
     tab.locator("#stop").click()
     expect(tab.locator("#progress")).to_contain_text("Stopped")
     settle(tab)
