@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-NICE = 10  # with SCHED_BATCH and a session of its own: measured, see SPEED.md
+NICE = 5  # more answers no quicker (SPEED.md), and leaves the engine less where something else computes too
 
 
 def step_back() -> None:
