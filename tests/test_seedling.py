@@ -249,7 +249,7 @@ def test_the_reader_learns_and_its_run_can_be_resumed(made: tuple[Recipe, Path],
 
 def test_examples_are_a_function_of_seed_and_step(examples: diffusion.Examples) -> None:
     one, two, other = (examples.batch(0, step, 3) for step in (5, 5, 6))
-    for part in ("latents", "noise", "sigma", "ids", "mask"):
+    for part in ("latents", "noise", "sigma", "there", "ids", "mask"):
         assert torch.equal(getattr(one, part), getattr(two, part))
     assert not torch.equal(one.sigma, other.sigma)
     assert one.latents.shape[1:] == (one.size.width * one.size.height // 256, 64)
@@ -276,6 +276,39 @@ def test_the_noise_of_a_batch_belongs_to_its_scenes(examples: diffusion.Examples
     agrees = np.abs(told - [scene.freedom for scene in seen]).max(axis=1) < 1e-5
     np.testing.assert_array_equal(agrees, batch.sigma.numpy() > diffusion.TELLING)
     assert 0 < agrees.sum() < 20
+
+
+def test_each_token_is_asked_for_the_thing_nearest_to_it() -> None:
+    size = dataset.SIZES[2]  # 160 x 96: ten tokens wide
+    ring, circle = scenes.Thing("ring", "red", 0.25, 0.5, 0.18), scenes.Thing("circle", "blue", 0.75, 0.5, 0.18)
+    there = diffusion.lying(scenes.Scene("white", (ring, circle), "left of", (0.5, 0.5, 1.0, 0.5)), size)
+    assert there.shape == (60, diffusion.LYING)
+    grid = there.reshape(6, 10, -1)
+    for row, column in ((0, 0), (5, 4), (0, 5), (3, 9)):
+        thing = ring if column < 5 else circle
+        x, y = 16 * column + 8 + 32 * grid[row, column, 0], 16 * row + 8 + 32 * grid[row, column, 1]
+        assert (x / 160, y / 96) == pytest.approx((thing.x, thing.y))
+        shape, color = grid[row, column, 3:-3], grid[row, column, -3:]
+        assert scenes.SHAPES[shape.argmax()] == thing.shape and shape.sum() == grid[row, column, 2] == 2
+        np.testing.assert_allclose((color + 1) * 127.5, scenes.COLORS[thing.color], atol=1e-3)
+
+
+def test_the_lesson_looks_at_image_tokens_alone_and_leaves_no_trace(examples: diffusion.Examples) -> None:
+    """What a token answers changes with the picture there, and the transformer computes what it computes without."""
+    torch.manual_seed(0)
+    transformer, batch = diffusion.build_transformer("dense").eval(), examples.batch(0, 5, 2)
+    lesson = diffusion.Lesson(transformer)
+    image_ids, text_ids = diffusion.positions(
+        batch.size.height // dataset.PIXELS_A_TOKEN, batch.size.width // dataset.PIXELS_A_TOKEN
+    )
+    inputs = dict(hidden_states=batch.latents, encoder_hidden_states=torch.randn(2, 7, 384), timestep=batch.sigma,
+                  img_ids=image_ids, txt_ids=text_ids[-7:])  # fmt: skip
+    with torch.no_grad():
+        velocity, heard, seen = lesson(**inputs)
+        plain = transformer(**inputs, return_dict=False)[0]
+    assert torch.equal(velocity, plain) and velocity.shape == batch.latents.shape
+    assert heard.shape[:2] == seen.shape[:2] == batch.latents.shape[:2]
+    assert lesson.seen.shape[1] == 7 + batch.latents.shape[1]
 
 
 @pytest.mark.slow
@@ -314,6 +347,21 @@ def test_the_reader_is_asked_what_the_caption_says() -> None:
     assert reader.answers(scenes.Scene("white", (blue, red), "left of")) == expected
     group = reader.answers(scenes.Scene("black", (red, red, red)))
     assert group == [colors.index("black"), 2, 0, ring, colors.index("red"), reader.UNSAID, reader.UNSAID]
+
+
+def test_a_state_of_the_right_codes_alone_is_read_without_loss() -> None:
+    table = reader.codes()
+    torch.testing.assert_close(table @ table.T, torch.eye(len(table)) * table[0].square().sum())
+    wanted = torch.tensor([[3, 1, 2, 0, 5, 1, 7], [0, 2, 0, 3, 9, reader.UNSAID, reader.UNSAID]])
+    starts = np.cumsum([0, *list(reader.ANSWERS.values())[:-1]])
+    states = torch.stack([
+        sum(table[start + answer] for start, answer in zip(starts, row, strict=True) if answer != reader.UNSAID)
+        for row in wanted.tolist()
+    ]).repeat(1, len(reader.HIDDEN_STATES))  # fmt: skip
+    assert states.square().mean(1)[0] == pytest.approx(1)
+    loss, given = reader.reading_loss(states, wanted)
+    assert torch.equal(given[wanted != reader.UNSAID], wanted[wanted != reader.UNSAID])
+    assert loss < 0.01 < reader.reading_loss(states.flip(0), wanted)[0]
 
 
 def test_the_reader_is_asked_behind_the_prompt_padding_included() -> None:

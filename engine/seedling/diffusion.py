@@ -25,7 +25,7 @@ from engine.seedling.checkpoint import Run
 from engine.seedling.dataset import PIXELS_A_TOKEN, SIZES, Latents, SizeShare, scene_of
 from engine.seedling.quantize import load_plain
 from engine.seedling.reader import HIDDEN_STATES, TEXT_LENGTH, TextBatch, encode
-from engine.seedling.scenes import FREEDOM
+from engine.seedling.scenes import COLORS, FREEDOM, SHAPES, Scene
 
 STEPS = 4
 TRANSFORMER = dict(
@@ -46,6 +46,7 @@ class DiffusionTraining:
     learning_rate: float = 1e-3
     warmup: int = 100
     seed: int = 0
+    text_tokens: int = TEXT_LENGTH  # the last so many: all behind the prompt say the same, and fewer cost less
     compiled: bool = False  # 0.70 -> 0.59 s a step of 16 pictures on one core, after a minute and a half
 
 
@@ -98,12 +99,36 @@ def telling_noise(rng: np.random.Generator, tokens: int, channels: int, freedom:
 
 @dataclass(frozen=True)
 class Batch:
+    """What a step learns from; `there` is what lies at each image token, float32 [B, tokens, LYING]."""
+
     latents: Tensor
     noise: Tensor
     sigma: Tensor
+    there: Tensor
     ids: Tensor
     mask: Tensor
     size: SizeShare
+
+
+LYING = 3 + len(SHAPES) + 3
+
+
+def lying(scene: Scene, size: SizeShare) -> np.ndarray:
+    """float32 [tokens, LYING]: of the thing nearest to each token's middle the way there (in units of 32 pixels), its
+    size (from -2 to 2), its shape (2 for one of SHAPES) and its colour in [-1, 1]: numbers with a variance near 1."""
+    wide, high = size.width // PIXELS_A_TOKEN, size.height // PIXELS_A_TOKEN
+    y, x = np.mgrid[:high, :wide].reshape(2, -1, 1) * PIXELS_A_TOKEN + PIXELS_A_TOKEN / 2
+    dx = np.array([thing.x for thing in scene.things]) * size.width - x
+    dy = np.array([thing.y for thing in scene.things]) * size.height - y
+    nearest = np.hypot(dx, dy).argmin(1)
+    each = np.arange(len(nearest))
+    way = np.stack([dx[each, nearest], dy[each, nearest]], axis=1) / 32
+    kinds = [
+        (4 * scene.freedom[2] - 2, *(2.0 * (thing.shape == shape) for shape in SHAPES),
+         *(np.array(COLORS[thing.color]) / 127.5 - 1))
+        for thing in scene.things
+    ]  # fmt: skip
+    return np.concatenate([way, np.array(kinds)[nearest]], axis=1).astype(np.float32)
 
 
 class Examples:
@@ -123,44 +148,58 @@ class Examples:
         freedom = np.array([scene.freedom for scene in scenes])
         freedom[levels < TELLING] = rng.random((int((levels < TELLING).sum()), len(FREEDOM)))
         noise = torch.from_numpy(telling_noise(rng, latents.shape[1], latents.shape[2], freedom))
-        return Batch(latents, noise, torch.from_numpy(levels), *self.text([caption(rng, s) for s in scenes]), size)
+        there = torch.from_numpy(np.stack([lying(scene, size) for scene in scenes]))
+        ids, mask = self.text([caption(rng, scene) for scene in scenes])
+        return Batch(latents, noise, torch.from_numpy(levels), there, ids, mask, size)
 
 
 class Lesson(nn.Module):
-    """The transformer, and a linear head (thrown away afterwards) that reads what the noise tells off every image token
-    behind the first block.
+    """The transformer, and two linear heads (thrown away afterwards) that question every image token on the way: behind
+    the first block what the noise tells, behind the first single block what is to lie there.
 
-    Each token shows only an eighth of it: without being asked, the transformer had found nothing after 1,250 steps.
+    Each token shows only an eighth of what the noise tells: without being asked, the transformer had found nothing
+    after 1,250 steps. And what lies at a token is the same question for every number, place and shape, so counts and
+    shapes that training never put together meet in a model that has learned to answer for each alone.
     """
 
     def __init__(self, transformer: Flux2Transformer2DModel):
         super().__init__()
         self.transformer = transformer
         width = transformer.inner_dim
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(FREEDOM)))
+        questions = (len(FREEDOM), LYING)
+        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n)) for n in questions)
         transformer.transformer_blocks[0].register_forward_hook(self._listen)
+        transformer.single_transformer_blocks[0].register_forward_hook(self._look)
 
     def _listen(self, block: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
         self.heard = output[1]
 
-    def forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        velocity = self.transformer(**inputs, return_dict=False)[0]
-        return velocity, self.head(self.heard)
+    def _look(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.seen = output
+
+    def forward(self, hidden_states: Tensor, **inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        velocity = self.transformer(hidden_states, **inputs, return_dict=False)[0]
+        seen = self.seen[:, -hidden_states.shape[1] :]  # the text comes first
+        return velocity, self.heads[0](self.heard), self.heads[1](seen)
 
 
-HEAD_SHARE = 0.1  # of the head's error in what is trained on: it is to be heard, not to lead
+HEAD_SHARES = (0.1, 0.3)  # of each head's error in what is trained on: they are to be heard, not to lead
 
 
 def flow_loss(lesson: Callable[..., Any], states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of the velocity noise - latents at x = (1 - sigma) latents + sigma noise, and of the head."""
+    """Mean squared error of the velocity noise - latents at x = (1 - sigma) latents + sigma noise; the heads' share.
+
+    `states` [B, L, D] may be the last L of all text tokens.
+    """
     sigma = batch.sigma.view(-1, 1, 1)
     image_ids, text_ids = positions(batch.size.height // PIXELS_A_TOKEN, batch.size.width // PIXELS_A_TOKEN)
-    velocity, heard = lesson(
+    velocity, heard, seen = lesson(
         hidden_states=(1 - sigma) * batch.latents + sigma * batch.noise, encoder_hidden_states=states,
-        timestep=batch.sigma, img_ids=image_ids, txt_ids=text_ids,
+        timestep=batch.sigma, img_ids=image_ids, txt_ids=text_ids[-states.shape[1] :],
     )  # fmt: skip
     told = batch.noise.mean(dim=1, keepdim=True)[:, :, : len(FREEDOM)] * math.sqrt(batch.noise.shape[1])
-    return (velocity - (batch.noise - batch.latents)).square().mean(), (heard - told).square().mean()
+    missed = HEAD_SHARES[0] * (heard - told).square().mean() + HEAD_SHARES[1] * (seen - batch.there).square().mean()
+    return (velocity - (batch.noise - batch.latents)).square().mean(), missed
 
 
 def train(
@@ -189,10 +228,10 @@ def train(
     for step in range(start, settings.steps):
         batch = examples.batch(settings.seed + (0 if is_base else 1), step, settings.batch)
         with torch.no_grad():
-            states = encode(encoder, batch.ids, batch.mask)
-        loss, unheard = flow_loss(fast if batch.size == SIZES[0] else lesson, states, batch)
+            states = encode(encoder, batch.ids, batch.mask)[:, -settings.text_tokens :]
+        loss, missed = flow_loss(fast if batch.size == SIZES[0] else lesson, states, batch)
         optimizer.zero_grad(set_to_none=True)
-        (loss + HEAD_SHARE * unheard).backward()
+        (loss + missed).backward()
         parallel.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -86,7 +86,7 @@ GROUPS = {
     3: ((0.5, 0.28), (0.27, 0.7), (0.73, 0.7)),
     4: ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72)),
 }
-RADIUS = {1: (0.25, 0.31), 2: (0.14, 0.165), 3: (0.14, 0.16), 4: (0.13, 0.155)}  # neighbours never touch
+RADIUS = {1: (0.25, 0.31), 2: (0.165, 0.19), 3: (0.16, 0.185), 4: (0.155, 0.18)}  # neighbours never touch
 REACH = {1: 0.045, 2: 0.025, 3: 0.025, 4: 0.025}  # how far everything may be moved, in fractions
 TILT = 0.25  # radians either way, around the middle of the picture
 PLACES = {
