@@ -24,16 +24,20 @@ LABELS = {"ternary": "ternary weights", "binary": "1-bit weights", "dense": "16-
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where the runs live, and how much of everything. Steps are optimizer steps; `batch` pictures are shared out."""
+    """Where the runs live, and how much of everything. Steps are optimizer steps; `batch` pictures are shared out.
+
+    The base run and the beginnings of its branches see the end of the text alone, the last `whole_text_steps` all.
+    """
 
     folder: Path
     processes: int = 2
     seed: int = 0
     vae_steps: int = 1600
-    reader_steps: int = 1000
+    reader_steps: int = 3000
     examples: int = 20_000
     base_steps: int = 17_400
     branch_steps: int = 1700
+    whole_text_steps: int = 1200
     batch: int = 16
     compiled: bool = False
 
@@ -89,12 +93,14 @@ def encode_latents(recipe: Recipe) -> None:
 
 
 def train_flow(recipe: Recipe, variant: str) -> None:
-    steps = recipe.base_steps if variant == "base" else recipe.branch_steps
+    is_base = variant == "base"
+    steps = recipe.base_steps if is_base else recipe.branch_steps
     settings = diffusion.DiffusionTraining(
-        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed, compiled=recipe.compiled
-    )
+        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed, compiled=recipe.compiled,
+        brief=steps if is_base else max(0, steps - recipe.whole_text_steps),
+    )  # fmt: skip
     examples = diffusion.Examples(recipe.latents, tokenizer_of(recipe), recipe.seed)
-    origin = recipe.run("start" if variant == "base" else "base")
+    origin = recipe.run("start" if is_base else "base")
     base = origin if origin.finished else None
     progress = diffusion.train(recipe.run(variant), settings, examples, trained_encoder(recipe), base)
     _follow(variant, progress, steps)
