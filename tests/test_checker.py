@@ -23,6 +23,7 @@ from engine.seedling.scenes import (
     random_scene,
     render,
 )
+from tests.labelled import labelled
 from tests.truth import truth
 
 SIZES = [(size.width, size.height) for size in dataset.SIZES]
@@ -243,3 +244,12 @@ def test_a_verdict_says_why(change: Change, words: str) -> None:
     assert check(picture, Wanted.of(scene)) == Verdict(True, "as asked")
     wrong = change(np.random.default_rng(0), Wanted.of(scene))
     assert wrong is not None and words in check(picture, wrong).reason
+
+
+def test_the_checker_agrees_with_the_eye() -> None:
+    """A hundred pictures of the ternary seedling, labelled by looking before the checker was asked."""
+    wishes = {question.prompt: question.wanted for question in questions()}
+    seen = labelled()
+    agrees = [check(picture.pixels, wishes[picture.prompt]).right == picture.right for picture in seen]
+    assert len(seen) == 100 and 10 <= sum(picture.right for picture in seen) <= 90
+    assert sum(agrees) >= 95
