@@ -20,8 +20,8 @@ SAME_COLOR = 40.0  # nearer than this to a palette colour is that colour; half w
 SPECK = 0.003  # blobs under this share of the picture are dirt, allowed up to DIRT in all
 DIRT = 0.01
 HALFWAY = 0.01  # share of a thing that may lie half way to the background, its outline (2 pixels) not counted
-MATCH = 0.90  # smallest overlap (intersection over union) of a blob with its template
-OUTLINE = 0.12  # of its radius, beside one pixel: how far a blob's outline may run from the template's
+ASTRAY = 0.04  # of its radius: how far a blob's outline may run from its template's on average
+OUTLINE = 0.12  # of its radius, beside one pixel: and how far anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +69,21 @@ def background_color(pixels: np.ndarray) -> tuple[str, np.ndarray]:
     return (nearest_color(rgb) if plain else ""), rgb
 
 
-# Of a shape with radius 1: its area, and how far its centre of mass lies below the origin of its distance function.
+# Of a shape with radius 1: its area, the length of its outline, and how far its centre of mass lies below the origin of
+# its distance function.
 AREA = {"circle": np.pi, "square": 1.76**2, "triangle": 0.75 * np.sqrt(3) * 1.2**2, "ring": np.pi * (1 - 0.52**2)}
+LENGTH = {"circle": 2 * np.pi, "square": 4 * 1.76, "triangle": 3 * np.sqrt(3) * 1.2, "ring": 2 * np.pi * 1.52}
 SAG = {"triangle": 0.24}
 
 
 def shape_of(mask: np.ndarray) -> str:
-    """The shape that covers a blob best when given its area and its centre, "" where none does well. bool [h, w]."""
+    """The shape whose outline a blob follows best when given its area and its centre, "" where none. bool [h, w].
+
+    What differs, over the length of the outline, is how far apart the outlines are on average. A share of the area would
+    ask twice as much of a ring, which is nearly all outline, as of a circle.
+    """
     cy, cx = ndimage.center_of_mass(mask)
-    best, name = MATCH, ""
+    least, name = ASTRAY, ""
     for shape in SHAPES:
         r = float(np.sqrt(mask.sum() / AREA[shape]))
         margin = int(0.3 * r) + 1  # the template may reach beyond the blob's own box
@@ -85,11 +91,11 @@ def shape_of(mask: np.ndarray) -> str:
         x = np.arange(blob.shape[1], dtype=np.float32)[None, :] - margin - cx
         y = np.arange(blob.shape[0], dtype=np.float32)[:, None] - margin - cy + SAG.get(shape, 0.0) * r
         distance = DISTANCE[shape](x, y, r)
-        template = distance < 0
-        overlap = (blob & template).sum() / (blob | template).sum()
-        astray = np.abs(distance[blob != template]).max(initial=0.0)
-        if overlap > best and astray <= OUTLINE * r + 1:
-            best, name = float(overlap), shape
+        differs = blob != (distance < 0)
+        astray = differs.sum() / (LENGTH[shape] * r * r)
+        furthest = np.abs(distance[differs]).max(initial=0.0)
+        if astray < least and furthest <= OUTLINE * r + 1:
+            least, name = float(astray), shape
     return name
 
 
