@@ -247,9 +247,12 @@ def test_a_verdict_says_why(change: Change, words: str) -> None:
 
 
 def test_the_checker_agrees_with_the_eye() -> None:
-    """A hundred pictures of the ternary seedling, labelled by looking before the checker was asked."""
+    """A hundred pictures of the dense seedling, labelled by looking before the checker was asked.
+
+    Most are right, so the crooked ones count for themselves: a checker that accepts everything would agree in 93.
+    """
     wishes = {question.prompt: question.wanted for question in questions()}
-    seen = labelled()
-    agrees = [check(picture.pixels, wishes[picture.prompt]).right == picture.right for picture in seen]
-    assert len(seen) == 100 and 10 <= sum(picture.right for picture in seen) <= 90
-    assert sum(agrees) >= 95
+    seen = [(check(picture.pixels, wishes[picture.prompt]).right, picture.right) for picture in labelled()]
+    wrong = [verdict for verdict, right in seen if not right]
+    assert len(seen) == 100 and sum(verdict == right for verdict, right in seen) >= 95
+    assert len(wrong) >= 5 and not any(wrong)

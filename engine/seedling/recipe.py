@@ -35,9 +35,9 @@ class Recipe:
     vae_steps: int = 1600
     reader_steps: int = 3000
     examples: int = 20_000
-    base_steps: int = 17_400
-    branch_steps: int = 1700
-    whole_text_steps: int = 1200
+    base_steps: int = 20_400
+    branch_steps: int = 3000
+    whole_text_steps: int = 800
     batch: int = 16
     compiled: bool = False
 
