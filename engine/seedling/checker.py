@@ -79,8 +79,8 @@ SAG = {"triangle": 0.24}
 def shape_of(mask: np.ndarray) -> str:
     """The shape whose outline a blob follows best when given its area and its centre, "" where none. bool [h, w].
 
-    What differs, over the length of the outline, is how far apart the outlines are on average. A share of the area would
-    ask twice as much of a ring, which is nearly all outline, as of a circle.
+    What differs, over the length of the outline, is how far apart the outlines are on average. A share of the area
+    would ask twice as much of a ring, which is nearly all outline, as of a circle.
     """
     cy, cx = ndimage.center_of_mass(mask)
     least, name = ASTRAY, ""
