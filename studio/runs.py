@@ -30,8 +30,8 @@ class Runs:
         page.operations |= {  # how much of a new seed's change: measured on the seedling (SPEED.md)
             "vary": ("Vary, subtle: a quarter of a new seed", partial(self._vary, "subtle")),
             "refine": ("Refine", self._refine),
-            "vary medium": ("Vary, medium: half of a new seed", partial(self._vary, "medium")),
-            "vary strong": ("Vary, strong: four fifths of a new seed", partial(self._vary, "strong")),
+            "vary medium": ("Vary, medium: two fifths of a new seed", partial(self._vary, "medium")),
+            "vary strong": ("Vary, strong: three quarters of a new seed", partial(self._vary, "strong")),
         }
 
     def run(self, tab: Tab, prompt: str, controls: Mapping[str, Any], shown: object, count: int = 1) -> Iterator[Look]:
