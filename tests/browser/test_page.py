@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import secrets
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -155,14 +156,15 @@ def test_a_reload_and_another_tab_keep_everything(open_tab: OpenTab) -> None:
 
 
 def test_the_library_finds_and_opens(tab: Any) -> None:
-    make(tab, "a yellow triangle")
+    word = secrets.token_hex(4)  # another try must not find this one's picture
+    make(tab, f"a yellow triangle {word}")
     settle(tab)
     tab.locator("#open-library").click()
-    tab.locator("#search input, #search textarea").first.fill("yellow tri")
+    tab.locator("#search input, #search textarea").first.fill(f"yellow tri {word[:6]}")
     expect(tab.locator("#found")).to_contain_text("1 to 1 of 1")
     tab.locator("#grid .thumb").click()
     expect(tab.locator("#library")).not_to_be_visible()
-    expect(tab.locator(NEW)).to_have_attribute("alt", "a yellow triangle")
+    expect(tab.locator(NEW)).to_have_attribute("alt", f"a yellow triangle {word}")
 
 
 @pytest.mark.parametrize("nasty", NASTY)
