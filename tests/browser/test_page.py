@@ -160,7 +160,7 @@ def test_the_library_finds_and_opens(tab: Any) -> None:
     make(tab, f"a yellow triangle {word}")
     settle(tab)
     tab.locator("#open-library").click()
-    tab.locator("#search input, #search textarea").first.fill(f"yellow tri {word[:6]}")
+    tab.locator("#search input, #search textarea").first.fill(f"yellow triangle {word[:4]}")
     expect(tab.locator("#found")).to_contain_text("1 to 1 of 1")
     tab.locator("#grid .thumb").click()
     expect(tab.locator("#library")).not_to_be_visible()
