@@ -46,7 +46,7 @@ class DiffusionTraining:
     learning_rate: float = 1e-3
     warmup: int = 100
     seed: int = 0
-    brief: int = 0  # so many steps at the beginning are shown the end of the text only
+    brief: int = 0  # so many steps at the beginning see the last BRIEF_TEXT text tokens only
     compiled: bool = False  # 0.70 -> 0.59 s a step of 16 pictures on one core, after a minute and a half
 
 
@@ -64,7 +64,7 @@ def positions(tokens_high: int, tokens_wide: int) -> tuple[Tensor, Tensor]:
     return image, torch.cartesian_prod(zero, zero, zero, torch.arange(TEXT_LENGTH))
 
 
-# All tokens behind the prompt say the same (reader.py), and fewer cost less: 0.65 -> 0.46 s a step of 16 pictures.
+# All tokens behind the prompt say the same (reader.py), and fewer cost less: 0.65 -> 0.47 s a step of 16 pictures.
 BRIEF_TEXT = 16
 VISITED_SHARE = 0.7
 # Below, the noise tells nothing: the picture shows where things are, and a draft is refined with noise of its own.
@@ -112,7 +112,7 @@ class Batch:
     size: SizeShare
 
 
-LYING = 3 + len(SHAPES) + 3
+LYING = 2 + 1 + len(SHAPES) + 3  # numbers that say what lies at a token: way, size, shape, colour
 
 
 def lying(scene: Scene, size: SizeShare) -> np.ndarray:
@@ -126,7 +126,7 @@ def lying(scene: Scene, size: SizeShare) -> np.ndarray:
     each = np.arange(len(nearest))
     way = np.stack([dx[each, nearest], dy[each, nearest]], axis=1) / 32
     kinds = [
-        (4 * scene.freedom[2] - 2, *(2.0 * (thing.shape == shape) for shape in SHAPES),
+        (4 * scene.freedom[FREEDOM.index("size")] - 2, *(2.0 * (thing.shape == shape) for shape in SHAPES),
          *(np.array(COLORS[thing.color]) / 127.5 - 1))
         for thing in scene.things
     ]  # fmt: skip

@@ -99,12 +99,12 @@ def codes() -> Tensor:
 def reading_loss(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """How far states [N, 3 * hidden] are from the codes of `wanted` [N, questions], and which answers [N, questions]
     the last of them give."""
-    table, ends = codes(), np.cumsum(list(ANSWERS.values()))
-    known = wanted != UNSAID
-    rows = torch.where(known, wanted, 0) + torch.from_numpy(ends - list(ANSWERS.values()))
+    table, sizes, known = codes(), list(ANSWERS.values()), wanted != UNSAID
+    firsts = torch.tensor(np.cumsum([0, *sizes[:-1]]))  # each question's first row of the table
+    rows = torch.where(known, wanted, 0) + firsts
     target = (table[rows] * known[..., None]).sum(1)
     layers = states.unflatten(1, (len(HIDDEN_STATES), -1))
-    likeness = (layers @ table.T / table[0].square().sum()).split(list(ANSWERS.values()), dim=2)
+    likeness = (layers @ table.T / table[0].square().sum()).split(sizes, dim=2)
     named = [
         F.cross_entropy(SHARPNESS * given.flatten(0, 1), right.repeat_interleave(len(HIDDEN_STATES)))
         for given, right in zip(likeness, wanted.T, strict=True)

@@ -19,7 +19,7 @@ PAGE, ZOOM, LABEL = 20, 2, 18
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.labelled", description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="seedling-ternary")
+    parser.add_argument("--model", default="seedling-dense", help="default: %(default)s")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     # Not the pictures that evaluate judges: other seeds of every sixth of its questions.
