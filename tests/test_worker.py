@@ -57,10 +57,19 @@ def picture_of(worker: Worker, wanted: Request) -> Picture:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie that nobody reaps has."""
+    """Whether a process has ended; a zombie that nobody reaps has.
+
+    A killed process is a zombie while its other threads are still dying, and can't be reaped before: it has not.
+    """
     try:
         os.kill(pid, 0)
-        return sys.platform == "linux" and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        if sys.platform != "linux":
+            return False
+        proc = Path(f"/proc/{pid}")
+        return (
+            proc.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            and len(list(proc.glob("task/*"))) == 1
+        )
     except (ProcessLookupError, FileNotFoundError):
         return True
 
