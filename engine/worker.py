@@ -46,10 +46,13 @@ class Failure:
 class Worker:
     """Runs requests in a child process, one at a time. Safe to use from several threads: a second caller waits."""
 
-    def __init__(self, backend: str = "auto", *, data_dir: Path) -> None:
-        """`backend` is 'auto', 'torch', 'mlx' or 'fake'; raises BadRequest for any other. Starts nothing yet."""
+    def __init__(self, backend: str = "auto", *, data_dir: Path, previews: bool = False) -> None:
+        """`backend` is 'auto', 'torch', 'mlx' or 'fake'; raises BadRequest for any other. Starts nothing yet.
+
+        With `previews` somebody looks at the Steps, and those of slow models show what is coming: a tenth of the time.
+        """
         check_backend(backend)
-        self._backend, self._data_dir = backend, Path(data_dir)
+        self._backend, self._data_dir, self._previews = backend, Path(data_dir), previews
         self._turn = threading.Lock()  # held for a whole run; not an RLock: several threads resume one generator
         self._state = threading.Lock()  # held for an instant, around the fields below
         self._process: SpawnProcess | None = None
@@ -153,7 +156,7 @@ class Worker:
     def _alive(self) -> tuple[SpawnProcess, Connection]:
         """The child and our end of its pipe, started if there is none. The caller holds `_state`."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
-            self._process, self._pipe = _spawn(self._backend, self._data_dir)
+            self._process, self._pipe = _spawn(self._backend, self._data_dir, self._previews)
         return self._process, self._pipe
 
     def _answers(self, process: SpawnProcess, pipe: Connection, number: int) -> Iterator[Step | Picture]:
@@ -206,11 +209,12 @@ def _obituary(process: SpawnProcess) -> str:
     return f"the engine process ended with exit code {code}; the next picture starts it again"
 
 
-def _spawn(backend: str, data_dir: Path) -> tuple[SpawnProcess, Connection]:
+def _spawn(backend: str, data_dir: Path, previews: bool) -> tuple[SpawnProcess, Connection]:
     """Start the child. Raises EngineError where the system refuses a new process."""
     context = multiprocessing.get_context("spawn")  # a fork would copy locks, threads and CUDA state
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, backend, data_dir), name="niwaki-engine", daemon=True)
+    child = theirs, backend, data_dir, previews
+    process = context.Process(target=_serve, args=child, name="niwaki-engine", daemon=True)
     try:
         with _deaf_to_ctrl_c():
             process.start()
@@ -239,7 +243,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
+def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = False) -> None:
     """The child: make what comes down the pipe, until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     step_back()
@@ -247,14 +251,14 @@ def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
     gc.disable()  # until the first picture: half a million objects of libraries are no garbage, and looking takes 0.8 s
     engine: Backend | None = None
     with suppress(Exception):  # what is wrong is said to whoever asks for a picture
-        engine = _open(backend, data_dir)
+        engine = _open(backend, data_dir, previews)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (message := pipe.recv()) is not None:
             number, request = message
             if request is None:
                 continue  # a stop that came after the last word
             try:
-                engine = engine or _open(backend, data_dir)
+                engine = engine or _open(backend, data_dir, previews)
                 for answer in engine.generate(request, pipe.poll):
                     pipe.send((number, answer))
                 pipe.send((number, None))
@@ -263,7 +267,7 @@ def _serve(pipe: Connection, backend: str, data_dir: Path) -> None:
             gc.enable()
 
 
-def _open(backend: str, data_dir: Path) -> Backend:
+def _open(backend: str, data_dir: Path, previews: bool = False) -> Backend:
     if backend == "fake":
         from engine.fake import FakeBackend
 
@@ -277,12 +281,12 @@ def _open(backend: str, data_dir: Path) -> Backend:
                 f"the package mlx can't be loaded here ({fault}): on Apple Silicon pip install --force-reinstall mlx, "
                 "on Linux pip install 'mlx[cpu]'"
             ) from None
-        return MlxBackend(machine, data_dir)
+        return MlxBackend(machine, data_dir, previews=previews)
     from engine.torch_backend.backend import TorchBackend, import_libraries, use_cores
 
     import_libraries()
     use_cores(machine)
-    return TorchBackend(machine, data_dir)
+    return TorchBackend(machine, data_dir, previews=previews)
 
 
 def _failure(error: Exception) -> Failure:

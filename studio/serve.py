@@ -46,7 +46,7 @@ def serve(settings: Settings, say: Callable[[str], None] = print) -> None:
         say(f"Port {settings.port} is taken, using {port}.")
     history = History(settings.data_dir)
     space.sweep(history)
-    engine = Worker(settings.backend, data_dir=settings.data_dir)
+    engine = Worker(settings.backend, data_dir=settings.data_dir, previews=True)
     jobs = Jobs(history, engine)
     blocks = None
     try:

@@ -19,6 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import torch_backend  # noqa: F401 before torch: it says how long torch's threads spin
+
+# isort: split
 import torch
 import torch.nn.functional as F
 
@@ -33,7 +36,7 @@ from tests.packs.content import TRANSFORMER_4B, Configs, Content, small
 from tests.packs.full import write
 
 ROUNDS = 5  # after a first one that warms up
-TRIES = 3  # of the engine, in the first rounds
+TRIES = 5  # of the engine, in the first rounds
 TILES = (512, 1024, 1536, 3072, 1 << 20)  # outputs of one call; the last is every layer in one piece
 OUTS = ("linear_out", "to_out", "to_add_out")
 Clock = Callable[[], float]

@@ -10,6 +10,7 @@ from engine.hardware import detect
 from engine.latents import enlarge, foreseen, shrink
 from engine.preview import Previews
 from engine.types import Picture, Request, Step
+from engine.worker import _open
 
 
 def test_a_straight_course_is_foreseen_to_its_end() -> None:
@@ -62,11 +63,19 @@ def test_a_backend_shows_what_it_is_on_its_way_to(
 
     monkeypatch.setattr(preview, "SLOW", 0.0)
     monkeypatch.setattr(preview, "SHARE", 1e9)
-    backend = TorchBackend(detect(), tmp_path)
+    backend = TorchBackend(detect(), tmp_path, previews=True)
     request = Request("a red circle", str(tiny_packs / "dense"), 3, 128, 64, 3)
     *steps, picture = backend.generate(request, lambda: False)
     assert isinstance(picture, Picture)
     seen = [step.preview for step in steps if isinstance(step, Step)]
     assert seen[0] is None and seen[-1] is None
     assert [p.shape for p in seen[1:-1] if p is not None] == [(32, 64, 3)] * 2
+    backend.previews = False
+    *unseen, _ = backend.generate(request, lambda: False)
+    assert all(isinstance(step, Step) and step.preview is None for step in unseen)
     backend.close()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_only_a_worker_with_previews_has_them_made(wanted: bool, tmp_path: Path) -> None:
+    assert vars(_open("torch", tmp_path, wanted))["previews"] is wanted

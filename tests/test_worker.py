@@ -287,7 +287,7 @@ class Broken:
     ],
 )
 def test_errors_keep_their_kind_and_bugs_their_traceback(monkeypatch, error, kind, words: str, logged: bool) -> None:
-    monkeypatch.setattr(module, "_open", lambda backend, data_dir: Broken(error))
+    monkeypatch.setattr(module, "_open", lambda *_: Broken(error))
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the test process keeps its Ctrl-C ..
     monkeypatch.setattr(module, "step_back", lambda: None)  # .. and its priority
     ours, theirs = Pipe()

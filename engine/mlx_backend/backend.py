@@ -148,11 +148,12 @@ class MlxBackend:
 
     name = "mlx"
 
-    def __init__(self, hardware: Hardware, data_dir: Path) -> None:
-        """Raises EngineError for an mlx that is too old."""
+    def __init__(self, hardware: Hardware, data_dir: Path, *, previews: bool = False) -> None:
+        """Raises EngineError for an mlx that is too old. With `previews` slow steps show what is coming."""
         tuning.check_version()
         self.hardware = hardware
         self.data_dir = data_dir
+        self.previews = previews
         self._model: Model | None = None
 
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
@@ -216,7 +217,8 @@ class MlxBackend:
             previews = Previews(lambda tokens, at: decoder.decode(mx.array(tokens), at, check))
             for index, latents in enumerate(model.denoised(request, embeddings, check), start=1):  # noqa: B007
                 assert model.on_the_way is not None
-                yield Step(index, total, previews.after(*model.on_the_way) if index < total else None)
+                wanted = self.previews and index < total
+                yield Step(index, total, previews.after(*model.on_the_way) if wanted else None)
             denoised = clock.lap()
 
             pixels = decoder.decode(latents, token_grid(request, pack), check, decided.vae_tile)

@@ -206,11 +206,14 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, hardware: Hardware, data_dir: Path, int8: bool | None = None) -> None:
-        """`int8` True or False instead of what the plan would choose."""
+    def __init__(
+        self, hardware: Hardware, data_dir: Path, int8: bool | None = None, *, previews: bool = False
+    ) -> None:
+        """`int8` True or False instead of what the plan chooses; with `previews` slow steps show what is coming."""
         self.hardware = hardware
         self.data_dir = data_dir
         self.int8 = int8
+        self.previews = previews
         self._model: Model | None = None
 
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
@@ -285,7 +288,8 @@ class TorchBackend:
         for index, latents in enumerate(model.denoised(request, embeddings, device, check), start=1):
             clock.wait(latents.device)  # a Step is reported when it is computed, not when it is queued
             assert model.on_the_way is not None
-            yield Step(index, total, previews.after(*model.on_the_way) if index < total else None)
+            wanted = self.previews and index < total
+            yield Step(index, total, previews.after(*model.on_the_way) if wanted else None)
         if model.admission:
             model.admission.settle()
         denoised = clock.lap(device)

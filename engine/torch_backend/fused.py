@@ -77,15 +77,15 @@ def double_block(
     (img_attn, img_ff), (txt_attn, txt_ff) = mod_img, mod_txt
     attn, length = block.attn, encoder_hidden_states.shape[1]
     image, text = stream(hidden_states), stream(encoder_hidden_states)
-    joint = admission.take("joint", 3, len(hidden_states), length + hidden_states.shape[1], image.shape[1])
+    joint = heads(admission, len(hidden_states), length + hidden_states.shape[1], image.shape[1], attn.head_dim)
     angles = [Rotary(*parts) for parts in zip(*(each.tensor_split([length]) for each in rotary), strict=True)]
 
     source = Modulated(admission, text, block.norm1_context, txt_attn)
     norms = (attn.norm_added_q, attn.norm_added_k)
-    project(source, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), norms, angles[0], joint[:, :, :length])
+    project(source, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), norms, angles[0], joint[:, :, :, :length])
     source = Modulated(admission, image, block.norm1, img_attn)
-    project(source, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), angles[1], joint[:, :, length:])
-    out = attend(joint, attn.head_dim, hidden_states.dtype)
+    project(source, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), angles[1], joint[:, :, :, length:])
+    out = attend(joint, hidden_states.dtype)
     text_out, image_out = (part.reshape(-1, out.shape[-1]) for part in out.tensor_split([length], dim=1))
     twin(attn.to_add_out).add_to(text, Source(admission, text_out), txt_attn.gate)
     twin(attn.to_out[0]).add_to(image, Source(admission, image_out), img_attn.gate)
@@ -113,16 +113,21 @@ def single_block(
     proj.put(source, projected, slice(0, 3 * dim))
     proj.gate_to(source, wide[:, dim:], slice(3 * dim, None))
 
-    joint = admission.take("joint", 3, *hidden_states.shape)
+    joint = heads(admission, len(hidden_states), hidden_states.shape[1], dim, attn.head_dim)
     place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
-    wide[:, :dim] = attend(joint, attn.head_dim, hidden_states.dtype).view(rows, dim)
+    wide[:, :dim] = attend(joint, hidden_states.dtype).view(rows, dim)
     twin(attn.to_out).add_to(hidden, Source(admission, wide), single.gate)
     return back(hidden, hidden_states)
 
 
+def heads(admission: Admission, batch: int, tokens: int, dim: int, size: int) -> Tensor:
+    """Room for queries, keys and values, [3, B, heads, T, head_dim]: attention reads them fastest head by head."""
+    return admission.take("joint", 3, batch, dim // size, tokens, size)
+
+
 def project(source: Source, layers: Sequence[Any], norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
-    """Queries, keys and values of one stream, normed and turned, into their part of out [3, B, tokens, D]."""
-    dim = out.shape[-1]
+    """Queries, keys and values of one stream into their part of out; see `place`."""
+    dim = out.shape[2] * out.shape[4]
     projected = source.admission.take("projected", len(source.x), 3 * dim)
     for number, layer in enumerate(layers):
         twin(layer).put(source, projected[:, number * dim : (number + 1) * dim])
@@ -130,19 +135,18 @@ def project(source: Source, layers: Sequence[Any], norms: Sequence[Any], rotary:
 
 
 def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
-    """Rows [B * tokens, 3 D], queries, keys and values: the first two normed and turned, into out [3, B, tokens, D]."""
-    _, batch, _, dim = out.shape
-    parts = projected.view(batch, -1, 3, dim)
+    """Rows [B * tokens, 3 D], queries, keys and values, the first two normed and turned, into out [3, B, heads,
+    tokens, head_dim]."""
+    parts = projected.view(out.shape[1], out.shape[3], 3, out.shape[2], out.shape[4])
     for number, norm in enumerate(norms):
         for x, place in zip(parts[:, :, number], out[number], strict=True):
-            heads = (-1, len(norm.weight))
-            admission.passes.turn(x.unflatten(1, heads), norm.weight, norm.eps, rotary, place.unflatten(1, heads))
-    out[2] = parts[:, :, 2]
+            admission.passes.turn(x, norm.weight, norm.eps, rotary, place.transpose(0, 1))
+    out[2] = parts[:, :, 2].transpose(1, 2)
 
 
-def attend(joint: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-    """Queries, keys and values [3, B, T, D] -> [B, T, D] float32, computed in `dtype`."""
-    return attention(*joint.unflatten(-1, (-1, head_dim)).to(dtype)).float()
+def attend(joint: Tensor, dtype: torch.dtype) -> Tensor:
+    """Queries, keys and values [3, B, heads, T, head_dim] -> [B, T, D] float32, computed in `dtype`."""
+    return attention(*joint.to(dtype).transpose(2, 3)).float()
 
 
 def feed(ff: Flux2FeedForward, source: Source, hidden: Tensor, gate: Tensor) -> None:

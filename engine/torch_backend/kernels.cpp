@@ -275,14 +275,15 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.
-// x and out [M][heads][size], tokens `stride` and `out_stride` floats apart; cos and sin [M][size / 2].
+// x and out [M][heads][size], tokens `stride` and `out_stride` floats apart, heads of out `head_stride`; cos and sin
+// [M][size / 2].
 void turn(const float* x, long stride, const float* weight, float eps, const float* cos, const float* sin, long heads,
-          long size, long first, long last, float* out, long out_stride) {
+          long size, long first, long last, float* out, long out_stride, long head_stride) {
     const long half = size / 2;
     for (long m = first; m < last; ++m)
         for (long h = 0; h < heads; ++h) {
             const float *in = x + m * stride + h * size, *c = cos + m * half, *s = sin + m * half;
-            float squares = 0, *to = out + m * out_stride + h * size;
+            float squares = 0, *to = out + m * out_stride + h * head_stride;
 #pragma omp simd reduction(+ : squares)
             for (long k = 0; k < size; ++k) squares += in[k] * in[k];
             const float inverse = 1 / std::sqrt(squares / size + eps);

@@ -119,7 +119,7 @@ class Kernels:
         self._each(
             len(x), self._library.turn,
             (_at(x), x.stride(0), _at(weight), eps, _at(rotary.cos), _at(rotary.sin), *x.shape[1:]),
-            (_at(out), out.stride(0)),
+            (_at(out), out.stride(0), out.stride(1)),
         )  # fmt: skip
 
     def _product(self, run: Callable[..., None], x: Panels, w: Codes, outputs: int, result: tuple[Any, ...]) -> None:
@@ -231,7 +231,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "modulate": "pnppfnnn nn" + tokens,
         "product": product + "ppn",
         "gated": product + "pn",
-        "turn": "pnpfppnn nn pn",
+        "turn": "pnpfppnn nn pnn",
     }.items():  # fmt: skip
         function = library[name]
         function.argtypes = [kinds[letter] for letter in signature.replace(" ", "")]
