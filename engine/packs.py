@@ -8,8 +8,12 @@ Knows nothing of frameworks, devices or models by name; what the codes mean is e
 
 import hashlib
 import math
+import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from engine.types import BadRequest
 
 TRANSFORMER_FOLDERS = ("transformer-packed-mflux", "transformer")
 TEXT_ENCODER_FOLDERS = ("text_encoder-mlx-4bit", "text_encoder")
+SETTLED = 2_000_000_000  # nanoseconds after a change in which a second one could leave a file's time as it is
 _VARIANTS = {1: "binary", 2: "ternary", 4: "4-bit", None: "dense"}
 
 
@@ -110,6 +115,29 @@ def open_pack(folder: str | Path) -> Pack:
     folder = Path(folder)
     if not folder.is_dir():
         raise BadRequest(f"there is no model folder {folder}; check the path, or see the known ones with `models list`")
+    state = tuple(_states(folder))
+    if time.time_ns() - max((changed for *_, changed in state), default=0) < SETTLED:
+        return _read(folder)
+    return _remembered(folder, state)
+
+
+def _states(folder: Path | str, depth: int = 2) -> Iterator[tuple[str, int, int, int]]:
+    """Path, inode, size and time of every file of a pack: while they stay, so does what `open_pack` says."""
+    with suppress(OSError):  # what can't be listed can't be opened either, and `_read` says so
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if depth > 1 and entry.is_dir():
+                yield from _states(entry.path, depth - 1)
+            else:
+                status = entry.stat()
+                yield entry.path, status.st_ino, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=8)  # asked for several times for every picture, 4 ms each
+def _remembered(folder: Path, state: tuple[tuple[str, int, int, int], ...]) -> Pack:
+    return _read(folder)
+
+
+def _read(folder: Path) -> Pack:
     transformer = _component(folder, TRANSFORMER_FOLDERS, "quantization_config.json")
     text_encoder = _component(folder, TEXT_ENCODER_FOLDERS, "config.json")
     vae = _component(folder, ("vae",), "config.json")

@@ -41,7 +41,7 @@ ENDED = 8  # rows of the queue that ended without a picture
 ASLEEP = 4.0  # seconds; a follower moves once a second, so one that was silent for longer was left by its connection
 LINGER = 30.0  # seconds that an idle tab's follower stays; gradio may lose what is asked while its stream is closing
 BEAT = 5.0  # seconds after which a follower says something, since only then a closed tab is noticed
-GLANCE = 0.1  # seconds; steps that follow each other more quickly nobody could read, and each costs what a picture does
+GLANCE = 0.25  # seconds; what follows more quickly nobody could read, and telling it costs as much as a picture does
 BREATH = 0.08  # seconds that a browser has to fetch and paint a picture before it must draw the lists
 TABS = 500  # of which something is remembered
 
@@ -248,7 +248,7 @@ class Page:
             now, states = time.monotonic(), {job.id: job.state for job in jobs}
             if states or before or tab.waiting:
                 busy = now
-                if states != before or now - told > GLANCE:
+                if states.keys() != before.keys() or now - told > GLANCE:
                     for look in self._news(tab, jobs, before.keys() - states.keys()):
                         yield self.fresh(tab, look)
                         if "stage" in look:

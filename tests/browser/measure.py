@@ -6,6 +6,7 @@ there, alone and while every core computes as the engine of a big model does. Li
 the pause and the engine included. Reports; judges nothing.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from studio.rows import LOCAL
+from tests.browser import measure_big
 from tests.browser.conftest import ARGUMENTS, CHROMIUM, PATIENCE
 from tests.browser.steps import ask_for, settle
 from tests.serving import Served, served
@@ -118,13 +120,22 @@ def busy() -> Iterator[None]:
 
 
 def page_alone(browser: Any) -> None:
-    """The page with the fake backend."""
+    """The page with the fake backend, nothing else running."""
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as page:
         tab = opened(browser, page.address)
         tab.evaluate(SHIFTS)
         for name, values in measure(tab, page).items():
             report(name, values)
         print(f"layout shift {tab.evaluate('window.shifted'):.4f}; {RUNS} runs")
+
+
+def page_beside(browser: Any, pack: Path, size: str, seconds: float) -> None:
+    """The page while a picture is made with this pack."""
+    with measure_big.started(pack) as address:
+        for name, by_phase in measure_big.beside(opened(browser, address), pack, size, seconds).items():
+            for phase, values in by_phase.items():
+                report(f"{name}, {phase}", values)
+            report(f"{name}, all", [value for values in by_phase.values() for value in values])
 
 
 def opened(browser: Any, address: str) -> Any:
@@ -143,12 +154,20 @@ def report(name: str, values: list[float]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="How quick the page is to a person, in Chromium.")
+    parser.add_argument("--pack", type=Path, help="instead: while a picture is made with this pack (tests.packs.full)")
+    parser.add_argument("--size", default="512x512", help="of that picture")
+    parser.add_argument("--seconds", type=float, default=3600, help="then it is enough, picture or not")
+    options = parser.parse_args()
     if not CHROMIUM.exists():
         print(f"{CHROMIUM} is missing, so the page was not measured: make browser")
         return
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        page_alone(browser)
+        if options.pack:
+            page_beside(browser, options.pack, options.size, options.seconds)
+        else:
+            page_alone(browser)
         browser.close()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{os.cpu_count()} cores, load {load:.1f}")
