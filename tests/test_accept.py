@@ -211,7 +211,8 @@ def test_a_kernel_that_draws_another_picture_is_found(pack: Path, tmp_path: Path
 
     sound = answer()
     assert sound.passed is True and "float32 with int8" in sound.sentence and len(sound.pictures) == 2
-    assert sound.measured["errors"] == products.errors(tmp_path, open_pack(pack), "torch") != {}
+    assert sound.measured["errors"]["transformer"] == products.errors(tmp_path, open_pack(pack), "torch") != {}
+    assert set(sound.measured["errors"]) == set(products.PARTS) and "transformer 1" in sound.sentence, sound.sentence
     expand = int8.expand
     monkeypatch.setattr(int8, "expand", lambda *how: expand(*how).roll(1, 0))
     assert answer().passed is False
