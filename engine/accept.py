@@ -278,11 +278,11 @@ def kernels(case: Case) -> Row:
     if "int8" not in made.dtype:
         return Row("kernels", None, f"no kernel that rounds was chosen: {made.reason}", {"dtype": made.dtype})
     found = {part: dict(products.trial(case.data_dir, case.pack, part)) for part in products.PARTS}
-    words = {part.replace("_", " "): products.errors_in_words(errors) for part, errors in found.items() if errors}
+    words = "; ".join(f"{part} {products.errors_in_words(errors)}" for part, errors in found.items() if errors)
     plain = case.subject.plain(request)
     decibels = _decibels(made.pixels, plain.pixels)
     measured = {"dtype": made.dtype, "decibels": round(decibels, 1), "bound": products.BOUND, "errors": found}
-    says = f"{made.dtype}: {'; '.join(map(' '.join, words.items()))}; {decibels:.0f} dB from the picture in {plain.dtype}"
+    says = f"{made.dtype}: {words}; {decibels:.0f} dB from the picture in {plain.dtype}"
     shown = ((made.dtype, made.pixels), (plain.dtype, plain.pixels))
     return Row("kernels", decibels >= FAITHFUL, says, measured, shown)
 

@@ -52,7 +52,7 @@ Times = dict[str, dict[str, list[float]]]
 
 
 def beside(tab: Any, pack: Path, size: str, seconds: float) -> Times:
-    """Milliseconds of every answer, by what was asked and what the engine did; ends with the picture or after `seconds`."""
+    """Milliseconds of every answer, by what was asked and what the engine did; ends with the picture or `seconds`."""
     choose(tab, MODELS["seedling-ternary"].label)
     make(tab, "a red circle")
     choose(tab, open_pack(pack).notes.label)
