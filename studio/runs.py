@@ -14,7 +14,7 @@ from engine.types import BadRequest, Request
 from studio import relatives, views
 from studio.models import sibling
 from studio.page import SCENE, Look, Page, Tab
-from studio.rows import RUNNING, WAITING, Image, Job
+from studio.rows import WAITING, Image, Job
 
 NEW_SEEDS = 1_000_000  # the dice's: many enough, and short enough to be read out and typed
 SEEDS = 4  # of one Shift+Enter
@@ -165,12 +165,11 @@ class Runs:
         yield {"queue": self.page.queue(tab)}
 
     def stop(self, tab: Tab) -> Look:
-        """Stop what this tab waits for, the running one first; other tabs' pictures go on."""
+        """Stop what one click began, four seeds or a grid as a whole; what was queued after it goes on."""
         try:
-            for job in self.page.jobs.queue(tab.owner):
-                if job.project == tab.project and job.state in (RUNNING, WAITING):
-                    self.page.jobs.cancel(tab.owner, job.id)
-                    break
+            mine = [job for job in self.page.jobs.queue(tab.owner) if job.project == tab.project]
+            for job in reversed([job for job in mine if job.batch == mine[0].batch]):  # or the next one would start
+                self.page.jobs.cancel(tab.owner, job.id)
         except Exception as error:
             return self.page.refused(error)
         return {}

@@ -335,6 +335,18 @@ def test_the_queue_is_steered_by_id(desktop: Desktop) -> None:
     assert last_state == "stopped"
 
 
+def test_stop_ends_all_that_one_click_began(desktop: Desktop) -> None:
+    request = desktop.runs.request("a red circle", DEFAULTS | {"steps": 50})
+    four = desktop.jobs.submit(LOCAL, desktop.tab.project, *[request] * 4)
+    (later,) = desktop.jobs.submit(LOCAL, desktop.tab.project, replace(request, steps=2))
+    assert desktop.runs.stop(desktop.tab) == {}
+    for ended in desktop.jobs.watch_batch(LOCAL, four[0].batch):
+        states = [job.state for job in ended]
+    assert states == ["stopped"] * 4
+    *_, made = desktop.jobs.watch(LOCAL, later.id)
+    assert made.state == "done"
+
+
 def test_the_library_filters_pages_and_opens(desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [desktop.make(f"a red circle {number}") for number in range(3)]
     desktop.desk.rate(desktop.tab, made[0].id, "kept")
