@@ -54,9 +54,10 @@ def steps(pack: Path, way: str, size: tuple[int, int], rounds: int) -> Clocked:
 
 
 def _steps(folder: Path, way: str, size: tuple[int, int], rounds: int) -> Clocked:
-    import torch
+    from tests.floor import Diffusers, Engine  # before torch: it says how long torch's threads spin
 
-    from tests.floor import Diffusers, Engine
+    # isort: split
+    import torch
 
     pack = open_pack(folder)
     grid = size[1] // token_side(pack), size[0] // token_side(pack)

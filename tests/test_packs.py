@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import lowbit
+from engine import lowbit, packs
 from engine.packs import Notes, Quantization, open_pack, verify_pack
 from engine.shapes import transformer
 from engine.tensorfile import Tensors
@@ -300,6 +300,19 @@ def test_no_flipped_header_byte_ends_in_a_traceback(ternary: Path) -> None:
         except BadRequest:
             refused += 1
     assert refused > 150  # the rest renames a tensor that nobody asks for
+
+
+def test_a_pack_is_read_again_once_a_file_of_it_changed(ternary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_pack(ternary) is not open_pack(ternary)  # just written: its times may hide a second change
+    monkeypatch.setattr(packs, "SETTLED", -1)
+    first = open_pack(ternary)
+    assert open_pack(ternary) is first
+    config = ternary / "vae" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert open_pack(ternary) is not first
+    config.unlink()
+    with pytest.raises(BadRequest):
+        open_pack(ternary)
 
 
 def test_scalars_and_empty_tensors_can_be_read(tmp_path: Path) -> None:

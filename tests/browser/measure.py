@@ -46,17 +46,6 @@ AFTER_WORDS = """([prompt, how]) => new Promise(done => {
     const enter = new KeyboardEvent('keypress', {key: 'Enter', bubbles: true, cancelable: true});
     box.dispatchEvent(how === 'typed' ? new Event('input', {bubbles: true}) : enter);
 })"""
-AFTER_KEY = """([key, where]) => new Promise(done => {
-    const started = performance.now();
-    const watcher = new MutationObserver(() => {
-        watcher.disconnect();
-        requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
-    });
-    const options = {subtree: true, childList: true, attributes: true, characterData: true};
-    watcher.observe(document.querySelector(where), options);
-    const press = new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true});
-    document.querySelector('#stage .view').dispatchEvent(press);
-})"""
 # From now on: while the page opens gradio puts its components up one after the other.
 SHIFTS = """window.shifted = 0; new PerformanceObserver(list => {
     for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
@@ -101,7 +90,7 @@ def measure(tab: Any, page: Served) -> dict[str, list[float]]:
 
 def pressed(tab: Any, key: str, where: str) -> float:
     """Milliseconds from a key to the next change in `where`; then a moment of thought."""
-    took = float(tab.evaluate(AFTER_KEY, [key, where]))
+    took = float(tab.evaluate(measure_big.ANSWERED, [where, "key", key]))
     tab.wait_for_timeout(100)
     return took
 
