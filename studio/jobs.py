@@ -61,7 +61,7 @@ class Jobs:
         self._changes = 0
         self._running: int | None = None  # the job in the engine
         self._progress: Job | None = None  # the same job with its steps, which are not worth a commit each
-        self._pace: Pace | None = None  # of this machine with its model and size
+        self._paced: tuple[int, Pace | None] = 0, None  # the pace of this machine with the model and size of that job
         self._steps: list[float] = []  # when each of its steps was done
         self._stopping: set[int] = set()  # jobs whose cancel is on its way
         self._owed: dict[int, dict[str, Any]] = {}  # ends of jobs that a full disk kept from being written
@@ -258,17 +258,30 @@ class Jobs:
             progress = self._progress
         if owed is not None:
             return replace(job, **owed)
-        if progress is not None and progress.id == job.id and job.state == RUNNING:
-            now = dict(step=progress.step, total=progress.total, preview=progress.preview)
-            return replace(job, **now, seconds_left=self._left(progress))  # type: ignore[arg-type]
-        return job
+        if job.state != RUNNING:
+            return job
+        if progress is None or progress.id != job.id:  # its row is an instant ahead of its progress, or behind its end
+            return replace(job, total=0)
+        now = dict(step=progress.step, total=progress.total, preview=progress.preview)
+        return replace(job, **now, seconds_left=self._left(progress))  # type: ignore[arg-type]
 
     def _left(self, job: Job) -> float | None:
+        known = self._known(job)
         with self._changed:
-            steps, known = list(self._steps), self._pace
+            steps = list(self._steps) if self._running == job.id else []
         if not steps:
             return None if known is None else known.total((job.request.steps or 0) - job.request.start)
         return pace.left(known, job.step, job.total, steps[-1] - steps[0], time.monotonic() - steps[-1])
+
+    def _known(self, job: Job) -> Pace | None:
+        """The pace of past runs like this one, read when somebody first asks: the engine needn't wait for it."""
+        with self._changed:
+            id, known = self._paced
+        if id != job.id:
+            known = pace.pace(self._history, job.request)
+            with self._changed:
+                self._paced = job.id, known
+        return known
 
     def _tell(self) -> None:
         with self._changed:
@@ -352,11 +365,10 @@ class Jobs:
             return replace(job_of(row), **values)
 
         job = self._store.write(change)
-        known = None if job is None else pace.pace(self._history, job.request)
         with self._changed:
             self._running = None if job is None else job.id
             # until the engine's first word, model loaded and prompt read, it has no steps yet
-            self._progress, self._pace, self._steps = job and replace(job, total=0), known, []
+            self._progress, self._steps = job and replace(job, total=0), []
         if job is not None:
             self._tell()
         return job

@@ -1,5 +1,6 @@
-"""What every test shares: no hub, one thread, two workers, and tiny packs with random weights."""
+"""What every test shares: no hub, one thread, two workers, an end, and tiny packs with random weights."""
 
+import faulthandler
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before torch and transformers are first imported
 os.environ["OMP_NUM_THREADS"] = "1"
+STDERR = pytest.StashKey[int]()  # a copy, for pytest captures what tests write
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -22,6 +24,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # as they were collected: folders come before files
     return BrowserFirst(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What hangs ends, and says where.
+
+    pytest-timeout ends a test by a signal. A main thread that waits inside a library never hears it, and once a test
+    has failed nothing is timed any more, its fixtures' ends included. A minute later a thread outside Python ends the
+    process with the stacks of all threads; under xdist that is one failed test, and another process goes on.
+    """
+    mark = item.get_closest_marker("timeout")
+    patience = float(mark.args[0] if mark else item.config.getvalue("timeout") or item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(patience + 60, exit=True, file=item.config.stash[STDERR])
+
+
+pytest_runtest_teardown = pytest_runtest_setup
+
+
+def pytest_runtest_logfinish() -> None:
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

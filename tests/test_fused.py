@@ -14,7 +14,7 @@ from engine import measured, memory, products
 from engine.hardware import Hardware, detect
 from engine.packs import open_pack
 from engine.plan import Plan
-from engine.torch_backend import fused, kernels, linear
+from engine.torch_backend import fused, int8, kernels, linear
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.backend import Model
 from engine.torch_backend.kernels import Kernels, Unavailable
@@ -31,7 +31,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["torch", "compiled"])
 def passes(request: pytest.FixtureRequest, library: Path) -> Kernels | None:
-    return compiled(library) if request.param == "compiled" else None
+    if request.param == "compiled":
+        return compiled(library)
+    if not int8.exact():
+        pytest.skip("torch's integer product is wrong on this processor, and never chosen")
+    return None
 
 
 def compiled(library: Path, hardware: Hardware | None = None) -> Kernels:

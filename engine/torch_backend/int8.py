@@ -58,6 +58,14 @@ class Scratch:
         self._buffers.clear()
 
 
+@cache
+def exact() -> bool:
+    """Whether torch's integer product adds up here. Without VNNI pairs of products are added in 16 bits, and what
+    does not fit is lost: 64 times 127 * 127 came out as 8,160."""
+    x = torch.tensor([-127, 127], dtype=torch.int8).repeat_interleave(24)[:, None].expand(-1, 64).contiguous()
+    return torch.equal(torch._int_mm(x, x.t()), (x.float() @ x.float().t()).int())
+
+
 def weights(codes: Tensor, scales: Tensor, bits: int) -> Int8Weights:
     """Fold the scales [N, groups] of codes uint8 [N, K * bits / 8]; biases must be CENTRES[bits] * scales."""
     scales = scales.float()

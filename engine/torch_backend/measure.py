@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 
 from engine.products import FORMATS, Numbers
+from engine.torch_backend import int8
 
 TOKENS, INPUTS, OUTPUTS = 512, 2048, 1024
 ROUNDS = 4
@@ -17,8 +18,8 @@ HURRY = 0.2  # seconds after which a format isn't tried again: without support i
 
 
 def measure() -> Numbers:
-    """GFLOP/s in each of FORMATS, 0 where torch can't: the best of several products in turn, since other programs only
-    slow them down."""
+    """GFLOP/s in each of FORMATS, 0 where torch can't or is wrong: the best of several products in turn, since other
+    programs only slow them down."""
     products = {name: product for name in FORMATS if (product := _product(name)) is not None}
     best = dict.fromkeys(products, float("inf"))
     for _ in range(ROUNDS):
@@ -32,7 +33,7 @@ def measure() -> Numbers:
 
 
 def _product(name: str) -> Callable[[], object] | None:
-    """A product in this number format, None where torch has none on this processor."""
+    """A product in this number format, None where torch has none on this processor, or none that is right."""
     generator = torch.Generator().manual_seed(0)
     if name == "int8":
         x = torch.randint(-127, 128, (TOKENS, INPUTS), dtype=torch.int8, generator=generator)
@@ -46,6 +47,6 @@ def _product(name: str) -> Callable[[], object] | None:
 
     try:
         product()
+        return product if name != "int8" or int8.exact() else None
     except (RuntimeError, NotImplementedError):
         return None
-    return product
