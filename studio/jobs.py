@@ -59,6 +59,7 @@ class Jobs:
         self._history, self._engine, self._store = history, engine, history.store
         self._changed = threading.Condition()  # guards everything below; notified at every change
         self._changes = 0
+        self._turns = 0  # those of them that are more than a step
         self._running: int | None = None  # the job in the engine
         self._progress: Job | None = None  # the same job with its steps, which are not worth a commit each
         self._paced: tuple[int, Pace | None] = 0, None  # the pace of this machine with the model and size of that job
@@ -133,13 +134,20 @@ class Jobs:
             if all(job.over for job in jobs):
                 return
 
-    def watch_queue(self, owner: str) -> Iterator[tuple[Job, ...]]:
-        """What waits and runs, at every change; goes on until it is closed."""
-        yield from self._watch(lambda: self.queue(owner))
+    def watch_queue(self, owner: str, glance: float = 0.0) -> Iterator[tuple[Job, ...]]:
+        """What waits and runs, at every change; goes on until it is closed. For `glance` seconds after a look a step
+        alone is no reason to look again."""
+        yield from self._watch(lambda: self.queue(owner), glance)
 
     def queue(self, owner: str) -> tuple[Job, ...]:
         """The owner's jobs that run or wait, in their order."""
         return self._jobs(owner, t.job.c.state.in_((RUNNING, WAITING)))
+
+    def handed_over(self, id: int, patience: float) -> None:
+        """Wait until the engine has spoken of this job, as long as nothing else holds it up: for a caller whose own
+        work would keep Python from the threads that bring it there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running and (self._running != id or self._steps), patience)
 
     def ahead(self, job: Job) -> int:
         """How many jobs, of whomever, come before this waiting one at most."""
@@ -239,11 +247,13 @@ class Jobs:
 
     # Watching
 
-    def _watch(self, look: Callable[[], tuple[Job, ...]]) -> Iterator[tuple[Job, ...]]:
+    def _watch(self, look: Callable[[], tuple[Job, ...]], glance: float = 0.0) -> Iterator[tuple[Job, ...]]:
         while True:
             with self._changed:
-                seen = self._changes
+                seen, turns = self._changes, self._turns
             yield look()
+            with self._changed:
+                self._changed.wait_for(lambda: self._turns != turns or self._closing, min(glance, HEARTBEAT))  # noqa: B023
             self._sleep(seen, HEARTBEAT)
             if self._closing and self._changes == seen:
                 return
@@ -283,9 +293,10 @@ class Jobs:
                 self._paced = job.id, known
         return known
 
-    def _tell(self) -> None:
+    def _tell(self, step: bool = False) -> None:
         with self._changed:
             self._changes += 1
+            self._turns += not step
             self._changed.notify_all()
 
     # The thread that drains
@@ -418,7 +429,7 @@ class Jobs:
                         self._steps.append(time.monotonic())
                 if isinstance(item, Picture):
                     picture = item
-                self._tell()
+                self._tell(step=True)
         if picture is None:
             raise EngineError("the engine ended without a picture: try again")
         return picture

@@ -236,7 +236,7 @@ class Page:
         if not self._moves(tab, me):
             return
         try:
-            with closing(self.jobs.watch_queue(tab.owner)) as queue:  # type: ignore[type-var]
+            with closing(self.jobs.watch_queue(tab.owner, GLANCE)) as queue:  # type: ignore[type-var]
                 yield from self._watch(tab, me, queue)
         finally:
             self._leave(tab, me)

@@ -18,6 +18,7 @@ from studio.rows import WAITING, Image, Job
 
 NEW_SEEDS = 1_000_000  # the dice's: many enough, and short enough to be read out and typed
 SEEDS = 4  # of one Shift+Enter
+HANDOVER = 0.03  # seconds that the engine's thread has Python to itself, before this one says what has begun
 STARTED = (*SCENE, "base", "diff", "seed", "past", "unmix")  # what a run may change on the page
 CONTROLS = ("size", "quality", "seed", "lock", "steps", "model", "base", "past")  # saved with the prompt as it is typed
 
@@ -47,6 +48,7 @@ class Runs:
         except Exception as error:
             yield self.page.refused(error)
             return
+        self.page.jobs.handed_over(jobs[0].id, HANDOVER)
         tab.revision = jobs[0].revision
         look: Look = {"base": jobs[0].revision, "diff": self.page.diff(tab, prompt, jobs[0].revision)}
         if count == 1:

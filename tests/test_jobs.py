@@ -110,6 +110,27 @@ def test_watching_sees_every_step(jobs: Jobs, engine: Engine) -> None:
     assert steps == sorted(steps) and seen[-1][0] == DONE
 
 
+def test_a_glance_at_the_queue_lasts_longer_than_a_step(jobs: Jobs, engine: Engine) -> None:
+    (job,) = submit(jobs, "a circle")
+    until(jobs, job.id, RUNNING)
+    queue = jobs.watch_queue(LOCAL, glance=60)
+    assert [(now.state, now.step) for now in next(queue)] == [(RUNNING, 0)]
+    engine.go.release()
+    assert next(now for now in jobs.watch(LOCAL, job.id) if now.step == 1)
+    engine.go.release()
+    assert next(queue) == ()  # it has ended: that is told at once
+
+
+def test_waiting_for_the_engines_word_ends_with_it_or_with_patience(jobs: Jobs, engine: Engine) -> None:
+    loads, other = submit(jobs, "it loads", "a ring")
+    jobs.handed_over(loads.id, 0.05)
+    assert until(jobs, loads.id, RUNNING).total == 0
+    engine.go.release()
+    jobs.handed_over(loads.id, 60)
+    assert jobs.job(LOCAL, loads.id).total == 2
+    jobs.handed_over(other.id, 60)  # its turn comes later
+
+
 def test_cancel_stops_the_right_one_of_three(jobs: Jobs, engine: Engine) -> None:
     one, two, three = submit(jobs, "a", "b", "c")
     until(jobs, one.id, RUNNING)
