@@ -48,14 +48,14 @@ class Runs:
         except Exception as error:
             yield self.page.refused(error)
             return
-        self.page.jobs.handed_over(jobs[0].id, HANDOVER)
+        look = self.expect(tab, jobs, _shown(shown))
         tab.revision = jobs[0].revision
-        look: Look = {"base": jobs[0].revision, "diff": self.page.diff(tab, prompt, jobs[0].revision)}
+        look |= {"base": jobs[0].revision, "diff": self.page.diff(tab, prompt, jobs[0].revision)}
         if count == 1:
             look["seed"] = requests[0].seed
         if not controls["lock"]:
             look |= self.page.past(None)
-        yield self.expect(tab, jobs, _shown(shown)) | look
+        yield look
         self.save(tab, prompt, {**controls, **{name: look[name] for name in CONTROLS if name in look}})
         yield from self.page.follow(tab)
 
@@ -73,6 +73,7 @@ class Runs:
         """The first one's picture will go on the stage, over `other`. That they are queued a follower says as well."""
         tab.waiting[jobs[0].id] = other
         tab.batch = [job.id for job in jobs]
+        self.page.jobs.handed_over(jobs[0].id, HANDOVER)
         if self.page.followed(tab):
             return {}
         return {"progress": views.progress(jobs, self.page.jobs.ahead), "queue": self.page.queue(tab)}
