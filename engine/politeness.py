@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from pathlib import Path
 
 NICE = 5  # more answers no quicker (SPEED.md), and leaves the engine less where something else computes too
 
@@ -18,12 +17,8 @@ def step_back() -> None:
         ctypes.windll.kernel32.SetPriorityClass(this, BELOW_NORMAL_PRIORITY_CLASS)
         return
     os.nice(NICE)
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError):  # forbidden in some containers
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    # Where the kernel groups processes by session, as on most desktops, nice counts within a session only: with one of
-    # its own the engine's group steps back as a whole, also behind a browser that another session started.
-    with contextlib.suppress(OSError):
-        os.setsid()
-        Path("/proc/self/autogroup").write_text(str(NICE))
+    if sys.platform == "linux":
+        # Not in a session of its own, whose autogroup could step back as a whole: where the kernel groups processes by
+        # session, Linux 6.18 may let such a group wait for minutes while another one is busy (PITFALLS.md).
+        with contextlib.suppress(OSError):  # forbidden in some containers
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -134,7 +134,7 @@ class Worker:
         process.join(timeout=patience)
         if process.is_alive():  # deep in a load or a long block; it holds nothing that needs tidying
             process.kill()
-            process.join()
+            process.join(timeout=patience + 2)  # even a killed process needs the processor to die
         pipe.close()
 
     def _pack(self, model: str) -> Pack | None:
