@@ -252,8 +252,7 @@ class Jobs:
             with self._changed:
                 seen, turns = self._changes, self._turns
             yield look()
-            with self._changed:
-                self._changed.wait_for(lambda: self._turns != turns or self._closing, min(glance, HEARTBEAT))  # noqa: B023
+            self._sleep(turns, min(glance, HEARTBEAT), through_steps=True)
             self._sleep(seen, HEARTBEAT)
             if self._closing and self._changes == seen:
                 return
@@ -265,7 +264,7 @@ class Jobs:
         """The job as it is this instant: what the file says, with the steps and the ends that are not in it yet."""
         with self._changed:
             owed = self._owed.get(job.id)
-            progress = self._progress
+            progress, steps = self._progress, list(self._steps)
         if owed is not None:
             return replace(job, **owed)
         if job.state != RUNNING:
@@ -273,12 +272,10 @@ class Jobs:
         if progress is None or progress.id != job.id:  # its row is an instant ahead of its progress, or behind its end
             return replace(job, total=0)
         now = dict(step=progress.step, total=progress.total, preview=progress.preview)
-        return replace(job, **now, seconds_left=self._left(progress))  # type: ignore[arg-type]
+        return replace(job, **now, seconds_left=self._left(progress, steps))  # type: ignore[arg-type]
 
-    def _left(self, job: Job) -> float | None:
+    def _left(self, job: Job, steps: list[float]) -> float | None:
         known = self._known(job)
-        with self._changed:
-            steps = list(self._steps) if self._running == job.id else []
         if not steps:
             return None if known is None else known.total((job.request.steps or 0) - job.request.start)
         return pace.left(known, job.step, job.total, steps[-1] - steps[0], time.monotonic() - steps[-1])
@@ -358,9 +355,14 @@ class Jobs:
         except EngineError:
             return False
 
-    def _sleep(self, seen: int, seconds: float) -> None:
+    def _sleep(self, seen: int, seconds: float, through_steps: bool = False) -> None:
+        """Until something has changed since `seen` (`_changes`, or `_turns` when steps wake nobody)."""
+
+        def changed() -> bool:
+            return (self._turns if through_steps else self._changes) != seen or self._closing
+
         with self._changed:
-            self._changed.wait_for(lambda: self._changes != seen or self._closing, seconds)
+            self._changed.wait_for(changed, seconds)
 
     def _take(self) -> Job | None:
         """The next waiting job, marked as running."""

@@ -10,6 +10,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before torch and transformers are first imported
 os.environ["OMP_NUM_THREADS"] = "1"
 STDERR = pytest.StashKey[int]()  # a copy, for pytest captures what tests write
+GRACE = 60.0  # seconds that pytest-timeout has before the process ends
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -40,7 +41,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     mark = item.get_closest_marker("timeout")
     patience = float(mark.args[0] if mark else item.config.getvalue("timeout") or item.config.getini("timeout"))
-    faulthandler.dump_traceback_later(patience + 60, exit=True, file=item.config.stash[STDERR])
+    faulthandler.dump_traceback_later(patience + GRACE, exit=True, file=item.config.stash[STDERR])
 
 
 pytest_runtest_teardown = pytest_runtest_setup
@@ -56,6 +57,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for report in terminalreporter.stats.get("rerun", []):
         why = next((line for line in report.longreprtext.splitlines() if line.startswith("E ")), "E  no reason given")
         terminalreporter.write_line(f"tried again: {report.nodeid} in {report.when}: {why[1:].strip()}")
+
+
+@pytest.fixture
+def torch_products() -> None:
+    """Skips what needs them where torch's integer products are wrong; the engine never chooses them there."""
+    from engine.torch_backend import int8
+
+    if not int8.exact():
+        pytest.skip("torch's integer product is wrong on this processor, and never chosen")
 
 
 @pytest.fixture(scope="session")

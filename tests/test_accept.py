@@ -198,7 +198,7 @@ def test_a_draft_shows_in_what_it_becomes(tmp_path: Path) -> None:
     assert row.passed is False and "correlates with its draft by 0.00" in row.sentence, row
 
 
-@pytest.mark.skipif(not int8.exact(), reason="torch's integer product is wrong on this processor, and never chosen")
+@pytest.mark.usefixtures("torch_products")
 def test_a_kernel_that_draws_another_picture_is_found(pack: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """int8 as an earlier trial admitted it, and as a processor that multiplies wrongly would make of it."""
     monkeypatch.setattr(kernels, "chosen", lambda *_: None)

@@ -14,7 +14,7 @@ from engine import measured, memory, products
 from engine.hardware import Hardware, detect
 from engine.packs import open_pack
 from engine.plan import Plan
-from engine.torch_backend import fused, int8, kernels, linear
+from engine.torch_backend import fused, kernels, linear
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.backend import Model
 from engine.torch_backend.kernels import Kernels, Unavailable
@@ -33,8 +33,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def passes(request: pytest.FixtureRequest, library: Path) -> Kernels | None:
     if request.param == "compiled":
         return compiled(library)
-    if not int8.exact():
-        pytest.skip("torch's integer product is wrong on this processor, and never chosen")
+    request.getfixturevalue("torch_products")
     return None
 
 

@@ -21,9 +21,7 @@ from engine.torch_backend.passes import TorchPasses
 from engine.types import Picture, Request
 from tests import fidelity
 
-needs_products = pytest.mark.skipif(
-    not int8.exact(), reason="torch's integer product is wrong on this processor, and never chosen"
-)
+needs_products = pytest.mark.usefixtures("torch_products")
 HARDWARE = Hardware("cpu", "test processor", 0, 1, frozenset(), "cpu: test processor")
 
 

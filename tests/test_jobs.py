@@ -12,6 +12,7 @@ import pytest
 from engine.plan import complete
 from engine.types import BadRequest, Cancelled, Crashed, EngineError, Picture, Request, Seconds, Step
 from studio import disk
+from studio import jobs as module
 from studio import tables as t
 from studio.history import History
 from studio.jobs import Jobs
@@ -110,15 +111,24 @@ def test_watching_sees_every_step(jobs: Jobs, engine: Engine) -> None:
     assert steps == sorted(steps) and seen[-1][0] == DONE
 
 
-def test_a_glance_at_the_queue_lasts_longer_than_a_step(jobs: Jobs, engine: Engine) -> None:
+def test_a_glance_at_the_queue_lasts_longer_than_a_step(
+    jobs: Jobs, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 60.0)
     (job,) = submit(jobs, "a circle")
     until(jobs, job.id, RUNNING)
     queue = jobs.watch_queue(LOCAL, glance=60)
     assert [(now.state, now.step) for now in next(queue)] == [(RUNNING, 0)]
+    seen: list[object] = []
+    watcher = threading.Thread(target=lambda: seen.append(next(queue)))
+    watcher.start()
     engine.go.release()
     assert next(now for now in jobs.watch(LOCAL, job.id) if now.step == 1)
+    watcher.join(0.3)
+    assert watcher.is_alive() and not seen
     engine.go.release()
-    assert next(queue) == ()  # it has ended: that is told at once
+    watcher.join(30)
+    assert seen == [()]  # it has ended: that is told at once
 
 
 def test_waiting_for_the_engines_word_ends_with_it_or_with_patience(jobs: Jobs, engine: Engine) -> None:
@@ -126,9 +136,9 @@ def test_waiting_for_the_engines_word_ends_with_it_or_with_patience(jobs: Jobs, 
     jobs.handed_over(loads.id, 0.05)
     assert until(jobs, loads.id, RUNNING).total == 0
     engine.go.release()
-    jobs.handed_over(loads.id, 60)
+    jobs.handed_over(loads.id, 10_000)  # pytest-timeout has less patience
     assert jobs.job(LOCAL, loads.id).total == 2
-    jobs.handed_over(other.id, 60)  # its turn comes later
+    jobs.handed_over(other.id, 10_000)  # its turn comes later
 
 
 def test_cancel_stops_the_right_one_of_three(jobs: Jobs, engine: Engine) -> None:
