@@ -1,4 +1,4 @@
-"""What hangs after a test has failed, when pytest-timeout times nothing any more, ends with the stacks of all threads."""
+"""What hangs after a test has failed, when pytest-timeout times nothing any more, ends with all threads' stacks."""
 
 import subprocess
 import sys
