@@ -215,7 +215,9 @@ def _where(hardware: Hardware, pack: Pack, backend: str, rates: Numbers | None, 
         return Plan("mlx", "cpu", "float32", f"{where}; mlx because it was asked for, slow on a CPU; float32")
     if hardware.kind == "cuda":
         if torch_has_cuda():
-            return Plan("torch", "cuda", "bfloat16", f"{hardware.reason}; bfloat16, the pack's own format")
+            as_bytes, how = _as_bytes(pack, rates, int8) if int8 is not None else (False, "")
+            why = f"{hardware.reason}; bfloat16, the pack's own format{how}"
+            return Plan("torch", "cuda", "bfloat16", why, int8=as_bytes)
         return _on_cpu(hardware, pack, f"; {hardware.name} is idle, because torch is a build without CUDA", rates, int8)
     if hardware.kind == "mps":
         idle = "torch was asked for" if installed("mlx") else "the package mlx is missing: pip install mlx"

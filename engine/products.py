@@ -16,7 +16,7 @@ from engine.packs import Pack
 
 FORMATS = ("float32", "bfloat16", "int8")
 INT8_BITS = (1, 2)  # of a transformer, whose codes are a sign or nothing: torch_backend/int8.py folds their scales
-PASSES = ("compiled", "torch")  # the names of the ways to multiply as bytes, the one preferred first
+PASSES = ("triton", "compiled", "torch")  # the names of the ways to multiply as bytes, the one preferred first
 BOUND = 0.02  # |int8 - plain| / |plain| of a layer's outputs, up to which it is multiplied as bytes
 Numbers = Mapping[str, float]
 Part = Literal["transformer", "text_encoder"]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from engine.products import BOUND
 from engine.torch_backend import int8
-from engine.torch_backend.kernels import Kernels
 from engine.torch_backend.linear import PackedLinear
 from engine.torch_backend.passes import TorchPasses
 
@@ -32,22 +31,21 @@ class Admission:
         model: nn.Module,
         errors: Mapping[str, float] | None = None,
         bound: float = BOUND,
-        passes: Kernels | None = None,
+        passes: Any = None,
         keep: Callable[[Mapping[str, float]], object] = lambda errors: None,
     ) -> None:
         """Puts a twin before every packed layer that can have one. `errors` of an earlier trial, with the same passes,
-        make this one's. Without compiled `passes` torch's are taken. `keep` is told what a trial found."""
+        make this one's. Without `passes` torch's are taken. `keep` is told what a trial found."""
         self.bound = bound
         self._keep = keep
         self.trial = errors is None
         self.overtaken = False
-        self.scratch = int8.Scratch()
         self._given: tuple[Tensor, Source] | None = None
-        self.passes: Any = passes or TorchPasses(self.scratch)  # each reads the tokens and weights it made itself
+        self.passes: Any = passes or TorchPasses()  # each reads the tokens and weights it made itself
+        self.scratch: int8.Scratch = self.passes.scratch
         self.layers: dict[str, Int8Linear] = {}
         for name, layer in list(model.named_modules()):
-            on_cpu = isinstance(layer, PackedLinear) and layer.weight.device.type == "cpu"
-            if on_cpu and self.passes.bears(layer):
+            if isinstance(layer, PackedLinear) and self.passes.bears(layer):
                 parent, _, child = name.rpartition(".")
                 self.layers[name] = twin = Int8Linear(layer, self)
                 twin.error = (errors or {}).get(name, 0.0 if self.trial else HOPELESS)
@@ -81,8 +79,8 @@ class Admission:
         self.scratch.clear()
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A float32 buffer that the next `take` of this name overwrites."""
-        return self.scratch.take(name, torch.Size(shape).numel(), torch.float32).view(shape)
+        """A buffer for activations that the next `take` of this name overwrites."""
+        return self.scratch.take(name, torch.Size(shape).numel(), self.passes.dtype).view(shape)
 
 
 class Source:
@@ -119,8 +117,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., K] -> [.., N]."""
-        source = self._admission.source(x)
-        out = torch.empty(len(source.x), self.outputs)
+        passes, source = self._admission.passes, self._admission.source(x)
+        out = torch.empty(len(source.x), self.outputs, dtype=passes.dtype, device=passes.device)
         self.put(source, out)
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
@@ -157,11 +155,11 @@ class Int8Linear(nn.Module):
         return self.plain(x.to(self.plain.dtype), rows)
 
     def _try(self, source: Source) -> None:
-        count = len(source.x)
-        tokens = source.floats(torch.linspace(0, count - 1, min(SAMPLE, count)).long())
-        passes, plain = self._admission.passes, self._plainly(tokens).float()
-        off = torch.empty_like(plain)
-        passes.multiply(passes.quantize(tokens), self._weights, off)
-        error = (off.sub_(plain).norm() / plain.norm().clamp_min(int8.TINY)).item()
+        count, passes = len(source.x), self._admission.passes
+        tokens = source.floats(torch.linspace(0, count - 1, min(SAMPLE, count), device=passes.device).long())
+        plain = self._plainly(tokens).float()
+        ours = torch.empty(plain.shape, dtype=passes.dtype, device=passes.device)
+        passes.multiply(passes.quantize(tokens), self._weights, ours)
+        error = ((ours.float() - plain).norm() / plain.norm().clamp_min(int8.TINY)).item()
         self.error = max(self.error, error if error < HOPELESS else HOPELESS)  # what isn't a number is hopeless too
         self._admission.overtaken |= self.served and not self.admitted

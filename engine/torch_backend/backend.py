@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from engine.latents import Recent, begin, enlarge, foreseen
 from engine.packs import Pack, open_pack
 from engine.preview import Previews
 from engine.sampling import sampled
-from engine.torch_backend import fused, kernels, linear, remember
+from engine.torch_backend import fused, kernels, linear, remember, triton_passes
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.mapped import MappedFiles
 from engine.torch_backend.measure import measure
@@ -162,7 +162,12 @@ class Model:
         found = {name: products.errors(data_dir, self.pack, name, part) for name in products.PASSES}
         if quantization is None or not (trial or any(found.values())):
             return None
-        passes = kernels.chosen(data_dir, hardware, quantization.group_size)
+        passes: Any = None
+        if next(module.parameters()).device.type == "cuda":
+            if (passes := triton_passes.chosen(data_dir, hardware)) is None:
+                return None
+        else:
+            passes = kernels.chosen(data_dir, hardware, quantization.group_size)
         name = passes.name if passes else TorchPasses.name
         if found[name] is None and not trial:
             return None

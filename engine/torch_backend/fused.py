@@ -2,10 +2,11 @@
 
 What transformer.py says a block computes is computed here in another order: norm, modulation and quantisation are one
 pass, products end in SwiGLU or in the residual stream instead of in a tensor of their own, and whatever is big lies in
-buffers that the next block uses again. Activations are float32; the attention runs in the model's number format.
+buffers that the next block uses again. Activations are in the passes' number format (float32 on a CPU, bfloat16 on a
+card, as the released model has them); the attention runs in the model's.
 
-Bytes a token for width D and feed-forward width M (the 4B model: D 3,072, M 9,216), at most at a time, in a single
-block: queries, keys and values 12 D, what the output layer is given 4 (D + M), its tokens as bytes D + M, turned
+Bytes a token on a CPU for width D and feed-forward width M (the 4B model: D 3,072, M 9,216), at most at a time, in a
+single block: queries, keys and values 12 D, what the output layer is given 4 (D + M), its tokens as bytes D + M, turned
 queries and keys and what the attention returns 12 D, the residual stream before and after 8 D. Together 160 kB, where
 transformer.py takes 258 kB. torch's passes add 15 kB: integer sums, weights and a tile of outputs.
 """
@@ -33,10 +34,12 @@ from engine.torch_backend.transformer import (
 
 def install(transformer: Flux2Transformer2DModel, admission: Admission) -> None:
     """Give every block whose layers all have int8 twins the forward pass of this file."""
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for number, block in enumerate((*transformer.transformer_blocks, *transformer.single_transformer_blocks)):
         run = double_block if isinstance(block, Flux2TransformerBlock) else single_block
         if all(isinstance(layer, Int8Linear) for layer in layers(block)):
-            setattr(block, "forward", partial(run, block, admission))  # noqa: B010, mypy allows no other way
+            # what the first block is given may be somebody's memory (remember.py); the others get it from a block
+            forward = partial(run, block, admission, number > 0)
+            setattr(block, "forward", forward)  # noqa: B010, mypy allows no other way
 
 
 def layers(module: nn.Module) -> list[nn.Module]:
@@ -67,16 +70,17 @@ class Modulated(Source):
 def double_block(
     block: Flux2TransformerBlock,
     admission: Admission,
+    ours: bool,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,
     mod_img: tuple[Modulation, ...],
     mod_txt: tuple[Modulation, ...],
     rotary: Rotary,
 ) -> tuple[Tensor, Tensor]:
-    """See Flux2TransformerBlock.forward."""
+    """See Flux2TransformerBlock.forward. `ours`: what is given may be written over."""
     (img_attn, img_ff), (txt_attn, txt_ff) = mod_img, mod_txt
     attn, length = block.attn, encoder_hidden_states.shape[1]
-    image, text = stream(hidden_states), stream(encoder_hidden_states)
+    image, text = (stream(admission, each, ours) for each in (hidden_states, encoder_hidden_states))
     joint = heads(admission, len(hidden_states), length + hidden_states.shape[1], image.shape[1], attn.head_dim)
     angles = [Rotary(*parts) for parts in zip(*(each.tensor_split([length]) for each in rotary), strict=True)]
 
@@ -85,7 +89,7 @@ def double_block(
     project(source, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), norms, angles[0], joint[:, :, :, :length])
     source = Modulated(admission, image, block.norm1, img_attn)
     project(source, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), angles[1], joint[:, :, :, length:])
-    out = attend(joint, hidden_states.dtype)
+    out = attend(admission, *joint, dtype=hidden_states.dtype)
     text_out, image_out = (part.reshape(-1, out.shape[-1]) for part in out.tensor_split([length], dim=1))
     twin(attn.to_add_out).add_to(text, Source(admission, text_out), txt_attn.gate)
     twin(attn.to_out[0]).add_to(image, Source(admission, image_out), img_attn.gate)
@@ -98,14 +102,15 @@ def double_block(
 def single_block(
     block: Flux2SingleTransformerBlock,
     admission: Admission,
+    ours: bool,
     hidden_states: Tensor,
     mod: tuple[Modulation, ...],
     rotary: Rotary,
 ) -> Tensor:
-    """See Flux2SingleTransformerBlock.forward."""
+    """See Flux2SingleTransformerBlock.forward. `ours`: what is given may be written over."""
     (single,) = mod
     attn, dim = block.attn, block.attn.inner_dim
-    hidden = stream(hidden_states)
+    hidden = stream(admission, hidden_states, ours)
     rows, proj = len(hidden), twin(attn.to_qkv_mlp_proj)
     source = Modulated(admission, hidden, block.norm, single)
     projected = admission.take("projected", rows, 3 * dim)
@@ -114,15 +119,20 @@ def single_block(
     proj.gate_to(source, wide[:, dim:], slice(3 * dim, None))
 
     joint = heads(admission, len(hidden_states), hidden_states.shape[1], dim, attn.head_dim)
-    place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
-    wide[:, :dim] = attend(joint, hidden_states.dtype).view(rows, dim)
+    values = place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
+    if admission.passes.by_head:
+        joint[2] = values
+        values = joint[2]
+    wide[:, :dim] = attend(admission, joint[0], joint[1], values, dtype=hidden_states.dtype).view(rows, dim)
     twin(attn.to_out).add_to(hidden, Source(admission, wide), single.gate)
     return back(hidden, hidden_states)
 
 
 def heads(admission: Admission, batch: int, tokens: int, dim: int, size: int) -> Tensor:
-    """Room for queries, keys and values, [3, B, heads, T, head_dim]: attention reads them fastest head by head."""
-    return admission.take("joint", 3, batch, dim // size, tokens, size)
+    """Room for queries, keys and values, [3, B, heads, T, head_dim], in the order in which attention likes them."""
+    if admission.passes.by_head:
+        return admission.take("joint", 3, batch, dim // size, tokens, size)
+    return admission.take("joint", 3, batch, tokens, dim // size, size).transpose(2, 3)
 
 
 def project(source: Source, layers: Sequence[Any], norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
@@ -131,22 +141,22 @@ def project(source: Source, layers: Sequence[Any], norms: Sequence[Any], rotary:
     projected = source.admission.take("projected", len(source.x), 3 * dim)
     for number, layer in enumerate(layers):
         twin(layer).put(source, projected[:, number * dim : (number + 1) * dim])
-    place(source.admission, projected, norms, rotary, out)
+    out[2] = place(source.admission, projected, norms, rotary, out)
 
 
-def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
-    """Rows [B * tokens, 3 D], queries, keys and values, the first two normed and turned, into out [3, B, heads,
-    tokens, head_dim]."""
+def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary: Rotary, out: Tensor) -> Tensor:
+    """Rows [B * tokens, 3 D], queries, keys and values: the first two, normed and turned, into out [3, B, heads,
+    tokens, head_dim]. Returns the values in that shape, where they are."""
     parts = projected.view(out.shape[1], out.shape[3], 3, out.shape[2], out.shape[4])
     for number, norm in enumerate(norms):
         for x, place in zip(parts[:, :, number], out[number], strict=True):
             admission.passes.turn(x, norm.weight, norm.eps, rotary, place.transpose(0, 1))
-    out[2] = parts[:, :, 2].transpose(1, 2)
+    return parts[:, :, 2].transpose(1, 2)
 
 
-def attend(joint: Tensor, dtype: torch.dtype) -> Tensor:
-    """Queries, keys and values [3, B, heads, T, head_dim] -> [B, T, D] float32, computed in `dtype`."""
-    return attention(*joint.to(dtype).transpose(2, 3)).float()
+def attend(admission: Admission, *joint: Tensor, dtype: torch.dtype) -> Tensor:
+    """Queries, keys and values, each [B, heads, T, head_dim] -> [B, T, D], computed in `dtype`."""
+    return attention(*(each.to(dtype).transpose(1, 2) for each in joint)).to(admission.passes.dtype)
 
 
 def feed(ff: Flux2FeedForward, source: Source, hidden: Tensor, gate: Tensor) -> None:
@@ -157,9 +167,9 @@ def feed(ff: Flux2FeedForward, source: Source, hidden: Tensor, gate: Tensor) -> 
     twin(ff.linear_out).add_to(hidden, Source(admission, wide), gate)
 
 
-def stream(x: Tensor) -> Tensor:
-    """[B, T, D] -> rows [B * T, D] in float32, a copy: what a block is given may be somebody's memory."""
-    return x.flatten(0, 1).to(torch.float32, copy=True)
+def stream(admission: Admission, x: Tensor, ours: bool) -> Tensor:
+    """[B, T, D] -> rows [B * T, D] to write to, in the passes' number format: a copy where x isn't `ours`."""
+    return x.flatten(0, 1).to(admission.passes.dtype, copy=not ours)
 
 
 def back(rows: Tensor, like: Tensor) -> Tensor:

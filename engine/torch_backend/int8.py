@@ -43,14 +43,15 @@ class Int8Tokens(NamedTuple):
 class Scratch:
     """Buffers by name, each used again by whoever asks for it next."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._device = device
 
     def take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         """`count` elements [count] with anything in them; what an earlier `take` of this name gave is overwritten."""
         kept = self._buffers.get(name)
         if kept is None or len(kept) < count:
-            kept = self._buffers[name] = torch.empty(count, dtype=dtype)
+            kept = self._buffers[name] = torch.empty(count, dtype=dtype, device=self._device)
         return kept[:count]
 
     def clear(self) -> None:

@@ -67,9 +67,13 @@ class Kernels:
     they lie. A token takes a byte for each input and 8 for each group of them, a thread 0.9 MB while it multiplies."""
 
     name = "compiled"
+    dtype = torch.float32
+    device = torch.device("cpu")
+    by_head = True
 
     def __init__(self, library: ctypes.CDLL, compiler: str, group: int, threads: int) -> None:
         self.compiler = compiler
+        self.scratch = Scratch()  # theirs who call: nothing is kept here
         self._library = library
         self._group = group
         self._panel, self._strip = library.panel_tokens(), library.strip_outputs()
@@ -79,7 +83,8 @@ class Kernels:
     def bears(self, layer: PackedLinear) -> bool:
         """Any 4-bit layer, fewer bits where the biases follow from the scales."""
         fits = layer.bits == 4 or layer.centre is not None
-        return fits and layer.features == layer.scales.shape[1] * self._group
+        fits = fits and layer.features == layer.scales.shape[1] * self._group
+        return fits and layer.weight.device.type == "cpu"
 
     def weights(self, layer: PackedLinear) -> Codes:
         return Codes(layer.weight, layer.scales, layer.biases if layer.bits == 4 else None, layer.bits)
@@ -288,7 +293,7 @@ def _check(kernels: Kernels, group: int) -> None:
     rotary, heads, weight = Rotary(angles.cos(), angles.sin()), normal(tokens, 3, 16), normal(16)
     turned, plain = torch.empty_like(heads), torch.empty_like(heads)
     kernels.turn(heads, weight, 1e-6, rotary, turned)
-    TorchPasses(Scratch()).turn(heads, weight, 1e-6, rotary, plain)
+    TorchPasses().turn(heads, weight, 1e-6, rotary, plain)
     held("a rotation", turned, apply_rotary_emb(F.rms_norm(heads, (16,), weight, 1e-6)[None], rotary)[0])
     held("a rotation", turned, plain)
 

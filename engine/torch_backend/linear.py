@@ -8,6 +8,7 @@ in another number format than the one computed with.
 It doesn't know which model the layers belong to.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache
@@ -46,6 +47,8 @@ def expand(
 
     `centre` is given where `biases == centre * scales`, and saves reading them.
     """
+    if codes.is_cuda and dtype == torch.bfloat16 and (card := _card_kernels()) is not None:
+        return card.half_weights(codes, scales, biases, bits, centre)
     table = code_table(bits, dtype, centre or 0.0, codes.device)
     # int32, because torch takes a uint8 index for a mask, and int64 would be twice the bytes
     words = table.index_select(0, codes.flatten().int())
@@ -55,6 +58,16 @@ def expand(
     if centre is None:
         values.add_(biases.to(dtype)[..., None])
     return values.flatten(1)
+
+
+@cache
+def _card_kernels() -> Any:
+    """The module that expands in one pass on a card, None where that can't be: then torch does it in five."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from engine.torch_backend import triton_passes
+
+    return None if triton_passes.fault() else triton_passes
 
 
 class RowBlocks(nn.Module):

@@ -1,8 +1,9 @@
 """What the blocks of a transformer do to int8 tokens and low-bit weights, in torch: one method a pass.
 
-kernels.py has the same methods compiled. Here a pass works on a few rows or outputs at a time, so that what its steps
-hand on to each other stays in the caches. Activations are float32 rows [M, features]; results are written where the
-caller says, and big ones lie in buffers that the next block uses again.
+kernels.py has the same methods compiled for processors, triton_passes.py for NVIDIA's cards. Here a pass works on a few
+rows or outputs at a time, so that what its steps hand on to each other stays in the caches. Activations are rows
+[M, features] of the passes' own number format; results are written where the caller says, and big ones lie in buffers
+that the next block uses again.
 """
 
 import torch
@@ -19,13 +20,17 @@ class TorchPasses:
     """For any processor: torch's integer product, with weights' scales folded and one step for all of a token."""
 
     name = "torch"
+    dtype = torch.float32  # of the activations
+    device = torch.device("cpu")
+    by_head = True  # attention reads queries, keys and values fastest head by head
 
-    def __init__(self, scratch: Scratch) -> None:
-        self.scratch = scratch
+    def __init__(self) -> None:
+        self.scratch = Scratch()
 
     def bears(self, layer: PackedLinear) -> bool:
         """One or two bits, whose biases follow from the scales."""
-        return layer.centre is not None and layer.features // layer.scales.shape[1] % 8 == 0
+        fits = layer.centre is not None and layer.features // layer.scales.shape[1] % 8 == 0
+        return fits and layer.weight.device.type == "cpu"
 
     def weights(self, layer: PackedLinear) -> Int8Weights:
         return int8.weights(layer.weight, layer.scales, layer.bits)

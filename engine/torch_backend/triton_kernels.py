@@ -1,0 +1,206 @@
+"""What an NVIDIA card does to int8 tokens and low-bit weights, in Triton; triton_passes.py calls it.
+
+Compiled for each card once, on its first picture, and kept by Triton on disk. So that there are few of them: sizes that
+change with the picture are not specialised, layers of all shapes share the same kernels, nothing is tuned by trying.
+With TRITON_INTERPRET=1 they run in NumPy. Importing this needs triton.
+"""
+
+import triton
+import triton.language as tl
+
+PLAIN, GATED, ADDED = (tl.constexpr(number) for number in range(3))  # how a product ends
+NEAREST = tl.constexpr(12582912.0)  # 1.5 * 2^23: a float32 that is added and taken away again leaves a whole number
+TINY = tl.constexpr(1.1754943508222875e-38)  # int8.TINY: a token of zeros has a step all the same
+
+
+@triton.jit
+def four_codes(codes, units, mask, BITS: tl.constexpr):
+    """The codes of four neighbouring weights, unit after unit, as the low bits of an int32."""
+    if BITS == 1:
+        return tl.load(codes + units // 2, mask=mask, other=0).to(tl.int32) >> (units % 2 * 4).to(tl.int32)
+    if BITS == 2:
+        return tl.load(codes + units, mask=mask, other=0).to(tl.int32)
+    low = tl.load(codes + 2 * units, mask=mask, other=0).to(tl.int32)
+    return low | (tl.load(codes + 2 * units + 1, mask=mask, other=0).to(tl.int32) << 8)
+
+
+@triton.jit
+def int8_weights(
+    codes, factors, out, total, half, row_units, BITS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Codes [N, K] times their group's factor int8 [N, K / GROUP] -> int8 [N, K], four in a word; `total` words.
+
+    With `half` the rows of the two halves of the outputs take turns, TILE at a time, so that one tile of a product has
+    both: TILE rows, their partners in the second half, the next TILE rows. Rows beyond the half are not written.
+    """
+    start = tl.program_id(0) * BLOCK
+    units = start + tl.arange(0, BLOCK)
+    mask = units < total
+    if half > 0:  # TILE rows are a multiple of BLOCK words, so a program is in one half
+        tile_units = row_units * TILE
+        number = start // tile_units
+        first = number // 2 * tile_units + start % tile_units
+        source = first + tl.arange(0, BLOCK)
+        mask = mask & (source < half * row_units)
+        source += number % 2 * half * row_units
+    else:
+        source = units
+    four = four_codes(codes, source, mask, BITS)
+    factor = tl.load(factors + source // (GROUP // 4), mask=mask, other=0).to(tl.int32)
+    word = tl.zeros_like(four)
+    for place in tl.static_range(4):
+        code = (four >> (place * BITS)) & ((1 << BITS) - 1)
+        sign = code - 1 if BITS == 2 else 2 * code - 1
+        word |= ((sign * factor) & 0xFF) << (8 * place)
+    tl.store(out + units, word, mask=mask)
+
+
+@triton.jit
+def half_weights(
+    codes, scales, biases, out, total, centre, CENTRED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Codes [N, K], scales and biases [N, K / GROUP] -> bfloat16 [N, K], four in a word of 64 bits; `total` words."""
+    units = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = units < total
+    four = four_codes(codes, units, mask, BITS)
+    group = units // (GROUP // 4)
+    scale = tl.load(scales + group, mask=mask, other=0).to(tl.float32)
+    bias = scale * centre
+    if not CENTRED:
+        bias = tl.load(biases + group, mask=mask, other=0).to(tl.float32)
+    word = tl.zeros((BLOCK,), tl.int64)
+    for place in tl.static_range(4):
+        code = (four >> (place * BITS)) & ((1 << BITS) - 1)
+        value = (code.to(tl.float32) * scale + bias).to(tl.bfloat16).to(tl.int16, bitcast=True)
+        word |= (value.to(tl.int64) & 0xFFFF) << (16 * place)
+    tl.store(out + units, word, mask=mask)
+
+
+@triton.jit
+def store_tokens(row, x, mask, columns, values, steps, width):
+    """A token's values, rounded to 127 steps of its largest one."""
+    step = tl.maximum(tl.max(tl.abs(x), 0), TINY * 127.0) / 127.0
+    whole = x * (1.0 / step) + NEAREST - NEAREST
+    tl.store(values + row.to(tl.int64) * width + columns, whole.to(tl.int8), mask=mask)
+    tl.store(steps + row, step)
+
+
+@triton.jit(do_not_specialize=["stride"])
+def tokens(x, values, steps, stride, width, BLOCK: tl.constexpr):
+    """Rows x [M, width] -> int8 values [M, width] and steps [M]; a program a row."""
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    tl.multiple_of(stride, 8)
+    given = tl.load(x + row.to(tl.int64) * stride + columns, mask=mask, other=0).to(tl.float32)
+    store_tokens(row, given, mask, columns, values, steps, width)
+
+
+@triton.jit(do_not_specialize=["stride"])
+def modulated(x, scale, shift, values, steps, stride, width, eps, BLOCK: tl.constexpr):
+    """The same of (1 + scale) * norm(x) + shift."""
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    tl.multiple_of(stride, 8)
+    given = tl.load(x + row.to(tl.int64) * stride + columns, mask=mask, other=0).to(tl.float32)
+    centred = tl.where(mask, given - tl.sum(given, 0) / width, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+    more = tl.load(scale + columns, mask=mask, other=0).to(tl.float32)
+    added = tl.load(shift + columns, mask=mask, other=0).to(tl.float32)
+    store_tokens(row, normed * (1.0 + more) + added, mask, columns, values, steps, width)
+
+
+@triton.jit(do_not_specialize=["stride", "out_row", "out_head", "heads"])
+def turned(
+    x, weight, cos, sin, out, stride, out_row, out_head, heads, eps, SIZE: tl.constexpr, HEADS: tl.constexpr
+):
+    """RMS norm of every head of x [M, heads, SIZE], its pairs turned by their token's angle; HEADS a program."""
+    row = tl.program_id(0)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    mask = head[:, None] < heads
+    column = tl.arange(0, SIZE)
+    tl.multiple_of(stride, 8)
+    tl.multiple_of(out_row, 8)
+    tl.multiple_of(out_head, 8)
+    given = tl.load(x + row.to(tl.int64) * stride + head[:, None] * SIZE + column[None], mask=mask, other=0)
+    given = given.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(given * given, 1) / SIZE + eps)
+    normed = given * scale[:, None] * tl.load(weight + column).to(tl.float32)[None]
+    real, imag = tl.split(tl.reshape(normed, (HEADS, SIZE // 2, 2)))
+    pair = row * (SIZE // 2) + tl.arange(0, SIZE // 2)
+    c, s = tl.load(cos + pair)[None], tl.load(sin + pair)[None]
+    both = tl.reshape(tl.join(real * c - imag * s, imag * c + real * s), (HEADS, SIZE))
+    tl.store(out + row.to(tl.int64) * out_row + head[:, None] * out_head + column[None], both, mask=mask)
+
+
+@triton.jit
+def finish(
+    sums, steps, rows, columns, limit, w_steps, gates, out, stride, mask, END: tl.constexpr
+):
+    """Integer sums -> what they are worth, stored, or added to what is there."""
+    inside = mask[:, None] & (columns < limit)[None]
+    product = sums.to(tl.float32) * steps[:, None] * tl.load(w_steps + columns, mask=columns < limit, other=0)[None]
+    place = out + rows.to(tl.int64)[:, None] * stride + columns[None]
+    if END == ADDED:
+        gate = tl.load(gates + columns, mask=columns < limit, other=0).to(tl.float32)
+        product = tl.load(place, mask=inside, other=0).to(tl.float32) + gate[None] * product
+    tl.store(place, product, mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def product(
+    x, w, steps, w_steps, gates, out, tokens, outputs, inputs, stride, END: tl.constexpr, TMA: tl.constexpr,
+    EVEN: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """int8 tokens [tokens, inputs] times int8 weights [outputs, inputs] -> out [tokens, outputs].
+
+    x and w are descriptors (TMA) or addresses. `outputs` counts what is written: for GATED, half of what `w` has, whose
+    rows take turns (see `int8_weights`). Tiles of M x N in bands of BAND tiles down, which share their weights in the
+    L2 cache; with fewer programs than tiles each computes several, and FLAT fetches the next one's beforehand.
+    """
+    down = tl.cdiv(tokens, M)
+    across = tl.cdiv(outputs, N // 2 if END == GATED else N)
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=FLAT):
+        band = tile // (BAND * across)
+        height = tl.minimum(down - band * BAND, BAND)
+        inner = tile % (BAND * across)
+        top = (band * BAND + inner % height) * M
+        left = inner // height * N
+        rows = top + tl.arange(0, M)
+        mask = rows < tokens
+        sums = tl.zeros((M, N), tl.int32)
+        if not TMA:
+            columns = left + tl.arange(0, N)
+            most = across * N if END == GATED else outputs  # beyond it is nothing to read
+            depth = tl.arange(0, K)
+            x_at = x + tl.where(mask, rows, 0)[:, None] * inputs + depth[None]
+            w_at = w + tl.where(columns < most, columns, 0)[:, None] * inputs + depth[None]
+        for k in range(tl.cdiv(inputs, K)):
+            if TMA:
+                a = x.load([top, k * K])
+                b = w.load([left, k * K])
+            elif EVEN:
+                a = tl.load(x_at + k * K)
+                b = tl.load(w_at + k * K)
+            else:
+                a = tl.load(x_at + k * K, mask=(depth < inputs - k * K)[None], other=0)
+                b = tl.load(w_at + k * K, mask=(depth < inputs - k * K)[None], other=0)
+            sums = tl.dot(a, b.T, sums, out_dtype=tl.int32)
+        step = tl.load(steps + rows, mask=mask, other=0)
+        # in halves, because all of a tile's results at once don't fit into the registers
+        first, second = tl.split(tl.permute(tl.reshape(sums, (M, 2, N // 2)), (0, 2, 1)))
+        if END == GATED:
+            columns = left // 2 + tl.arange(0, N // 2)
+            within = columns < outputs
+            gate = first.to(tl.float32) * step[:, None] * tl.load(w_steps + columns, mask=within, other=0)[None]
+            value = tl.load(w_steps + outputs + columns, mask=within, other=0)
+            value = second.to(tl.float32) * step[:, None] * value[None]
+            place = out + rows.to(tl.int64)[:, None] * stride + columns[None]
+            tl.store(place, gate * tl.sigmoid(gate) * value, mask=mask[:, None] & within[None])
+        else:
+            columns = left + tl.arange(0, N // 2)
+            finish(first, step, rows, columns, outputs, w_steps, gates, out, stride, mask, END)
+            finish(second, step, rows, columns + N // 2, outputs, w_steps, gates, out, stride, mask, END)

@@ -1,0 +1,272 @@
+"""The passes of passes.py on an NVIDIA card: bfloat16 activations, int8 tokens and weights, kernels written in Triton.
+
+A layer's weights are made from its codes for every product, in one buffer that all layers share: for a picture's width
+that takes a tenth of the product's time, and memory stays at what the pack takes. Nothing is tuned on the user's time:
+the tiles of a product follow from the card's generation and the product's size. Importing this needs triton; `chosen`
+is asked where that may be missing.
+"""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine import measured
+from engine.hardware import Hardware
+from engine.torch_backend import int8
+from engine.torch_backend.int8 import Int8Tokens, Int8Weights, Scratch
+from engine.torch_backend.linear import PackedLinear
+from engine.torch_backend.transformer import Modulation, Rotary, apply_rotary_emb
+
+AGREE = 1e-2  # |ours - exact| / |exact| of a whole pass in bfloat16, which alone rounds away 0.2 %
+WORDS = 1024  # of four weights each, made by a program
+HEADS = 8  # normed and turned by a program
+
+
+class Tiles(NamedTuple):
+    """How a product is divided: programs of `m` tokens by `n` outputs (at least 128), `k` inputs at a time."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    tma: bool
+    resident: bool  # as many programs as processors, each with several tiles; else one program a tile
+    band: int = 8
+
+
+HOPPER = Tiles(128, 256, 128, 8, 3, True, True)
+NARROW = Tiles(128, 128, 128, 8, 4, True, True)  # for products of so few tiles that wider ones leave processors idle
+EARLIER = Tiles(128, 128, 64, 8, 3, False, False)  # 100 kB of shared memory, and no descriptors
+
+
+class TritonPasses:
+    """See TorchPasses for what each method does. Codes, factors and steps are those of int8.py."""
+
+    name = "triton"
+    dtype = torch.bfloat16
+    by_head = False  # attention reads tokens as they lie
+
+    def __init__(self, device: torch.device, tiles: Tiles | None = None) -> None:
+        self.device = device
+        self.scratch = Scratch(device)
+        self.tiles = tiles
+        self.processors, self.hopper = _card(device)
+
+    def bears(self, layer: PackedLinear) -> bool:
+        """One or two bits, whose biases follow from the scales."""
+        fits = layer.centre is not None and layer.features // layer.scales.shape[1] % 4 == 0
+        return fits and layer.features % 64 == 0 and layer.weight.device.type == self.device.type
+
+    def weights(self, layer: PackedLinear) -> Int8Weights:
+        return int8.weights(layer.weight, layer.scales, layer.bits)
+
+    def quantize(self, x: Tensor) -> Int8Tokens:
+        tokens = self._empty(*x.shape)
+        launch("tokens", (len(x),), x, *tokens, x.stride(0), x.shape[1], **_row(x.shape[1]))
+        return tokens
+
+    def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Int8Tokens:
+        tokens, width = self._empty(*x.shape), x.shape[1]
+        scale, shift = (part.view(width) for part in (modulation.scale, modulation.shift))
+        launch("modulated", (len(x),), x, scale, shift, *tokens, x.stride(0), width, eps, **_row(width))
+        return tokens
+
+    def multiply(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
+        self._product("PLAIN", x, w, out, out)
+
+    def gate(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
+        self._product("GATED", x, w, out, out)
+
+    def add(self, x: Int8Tokens, w: Int8Weights, gate: Tensor, out: Tensor) -> None:
+        self._product("ADDED", x, w, out, gate)
+
+    def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
+        count, heads, size = x.shape
+        launch(
+            "turned", (count, -(-heads // HEADS)), x, weight, rotary.cos, rotary.sin, out,
+            x.stride(0), out.stride(0), out.stride(1), heads, eps, SIZE=size, HEADS=HEADS, num_warps=4,
+        )  # fmt: skip
+
+    def _product(self, end: str, x: Int8Tokens, w: Int8Weights, out: Tensor, gate: Tensor) -> None:
+        count, inputs = x.values.shape
+        outputs = len(w.words) // (2 if end == "GATED" else 1)
+        tiles = self.tiles or self._tiles(count, len(w.words))
+        tile = self.expand(w, tiles.n // 2 if end == "GATED" else 0)
+        values, wide = x.values, tile
+        if tiles.tma:
+            values = descriptor(values, tiles.m, tiles.k)
+            wide = descriptor(wide, tiles.n, tiles.k)
+        number = -(-count // tiles.m) * -(-len(tile) // tiles.n)
+        launch(
+            "product", (min(number, self.processors) if tiles.resident else number,),
+            values, wide, x.steps, w.steps, gate, out, count, outputs, inputs, out.stride(0),
+            END=kernels().__dict__[end].value, TMA=tiles.tma, EVEN=tiles.tma or inputs % tiles.k == 0,
+            M=tiles.m, N=tiles.n, K=tiles.k, BAND=tiles.band, FLAT=tiles.resident,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+
+    def _tiles(self, count: int, outputs: int) -> Tiles:
+        if not self.hopper:
+            return EARLIER
+        few = -(-count // HOPPER.m) * -(-outputs // HOPPER.n) < self.processors
+        return NARROW if few else HOPPER
+
+    def expand(self, w: Int8Weights, taking_turns: int = 0) -> Tensor:
+        """int8 [N, K] in a buffer that the next call overwrites; with `taking_turns` the rows of the two halves are
+        mixed, so many at a time, and a few rows are added to make that even."""
+        rows, groups = w.factors.shape
+        inputs = w.words[0].nbytes * 8 // w.bits
+        half = rows // 2 if taking_turns else 0
+        if taking_turns:
+            rows = 2 * taking_turns * -(-half // taking_turns)
+        words = rows * inputs // 4
+        out = self.scratch.take("weights", words, torch.int32)
+        launch(
+            "int8_weights", (-(-words // WORDS),), w.words.view(torch.uint8), w.factors, out, words, half, inputs // 4,
+            BITS=w.bits, GROUP=inputs // groups, TILE=max(taking_turns, 1), BLOCK=WORDS, num_warps=4,
+        )  # fmt: skip
+        return out.view(torch.int8).view(rows, inputs)
+
+    def _empty(self, count: int, inputs: int) -> Int8Tokens:
+        values = torch.empty(count, inputs, dtype=torch.int8, device=self.device)
+        return Int8Tokens(values, torch.empty(count, 1, device=self.device))
+
+
+def chosen(data_dir: Path, hardware: Hardware) -> TritonPasses | None:
+    """The passes where this card can have them; `doctor` says so, or why not."""
+    why = fault()
+    words = f"int8 passes in Triton: {why or 'they agree with torch'}"
+    key = f"int8 passes on {hardware.name}"
+    if measured.recall(data_dir).get(key) != {"sentence": words}:
+        measured.keep(data_dir, key, {"sentence": words})
+    return None if why else TritonPasses(torch.device("cuda"))
+
+
+@cache
+def fault() -> str:
+    """Why the kernels can't be used on this card, as the second half of a sentence; "" where they agree with torch."""
+    if importlib.util.find_spec("triton") is None:
+        return "not without the package triton, which comes with torch for CUDA on Linux"
+    try:
+        device = torch.device("cuda")
+        for tiles in (HOPPER, NARROW) if _card(device)[1] else (EARLIER,):
+            check(device, tiles)
+    except Wrong as wrong:
+        return str(wrong)
+    except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
+        return f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    return ""
+
+
+class Wrong(Exception):
+    """Which pass does not agree with torch, and by how much."""
+
+
+def half_weights(codes: Tensor, scales: Tensor, biases: Tensor, bits: int, centre: float | None) -> Tensor:
+    """See linear.expand: bfloat16 [N, K], each weight rounded once."""
+    rows, groups = scales.shape
+    inputs = codes.shape[1] * 8 // bits
+    out = torch.empty(rows, inputs, dtype=torch.bfloat16, device=codes.device)
+    words = rows * inputs // 4
+    launch(
+        "half_weights", (-(-words // WORDS),), codes, scales, biases, out.view(torch.int64), words, centre or 0.0,
+        CENTRED=centre is not None, BITS=bits, GROUP=inputs // groups, BLOCK=WORDS, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def launch(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    getattr(kernels(), name)[grid](*arguments, **constants)
+
+
+@cache
+def kernels() -> Any:
+    from engine.torch_backend import triton_kernels
+
+    return triton_kernels
+
+
+def descriptor(x: Tensor, rows: int, columns: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, columns])
+
+
+@cache
+def _card(device: torch.device) -> tuple[int, bool]:
+    """(multiprocessors, whether it has what Hopper brought: descriptors and 227 kB of shared memory)."""
+    if device.type != "cuda":
+        return 4, True  # interpreted
+    about = torch.cuda.get_device_properties(device)
+    return about.multi_processor_count, about.major == 9
+
+
+def _row(width: int) -> dict[str, int]:
+    """How a program takes a whole row."""
+    block = 1 << (width - 1).bit_length()
+    return {"BLOCK": block, "num_warps": min(8, max(4, block // 1024))}
+
+
+@torch.inference_mode()
+def check(device: torch.device, tiles: Tiles, group: int = 128) -> None:
+    """Every pass on small random tensors against torch, with a rest in every size; but for the widths of rows it
+    compiles what the 4B model needs. Raises Wrong."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(device)
+
+    def held(what: str, ours: Tensor, exact: Tensor, bound: float = AGREE) -> None:
+        off = float((ours.float() - exact.float()).norm() / exact.float().norm())
+        if not off <= bound:
+            raise Wrong(f"{what} is {off:.2%} off")
+
+    passes = TritonPasses(device, tiles)
+    count, inputs, outputs = 13, 5 * group, 160
+    x = (normal(count, inputs) * normal(count, 1).exp()).bfloat16()
+    modulation = Modulation(*(normal(width).bfloat16() for width in (inputs, inputs, outputs)))
+    normed = F.layer_norm(x.float(), (inputs,), eps=1e-6) * (1 + modulation.scale.float()) + modulation.shift.float()
+    for bits, centre in ((1, -0.5), (2, -1.0), (4, None)):
+        codes = torch.randint(0, 256, (outputs, inputs * bits // 8), generator=random, dtype=torch.uint8).to(device)
+        if bits == 2:
+            codes &= ~(codes & (codes >> 1) & 0x55)  # no code 3
+        scales = (normal(outputs, inputs // group).abs() + 0.5).bfloat16()
+        biases = normal(outputs, inputs // group).bfloat16() if centre is None else scales * centre
+        dense = exact_weights(codes, scales, biases, bits)
+        held("a layer in bfloat16", half_weights(codes, scales, biases, bits, centre), dense)
+        if centre is None:
+            continue
+        w = int8.weights(codes, scales, bits)
+        held("a layer in int8", passes.expand(w).float() * w.steps[:, None], dense)
+        tokens = passes.quantize(x)
+        exact = tokens.values.float() * tokens.steps @ dense.T
+        out = torch.zeros(count, outputs, dtype=torch.bfloat16, device=device)
+        passes.multiply(tokens, w, out)
+        held("a product", out, exact)
+        half = torch.zeros(count, outputs // 2, dtype=torch.bfloat16, device=device)
+        passes.gate(tokens, w, half)
+        held("SwiGLU", half, F.silu(exact[:, : outputs // 2]) * exact[:, outputs // 2 :], 2 * AGREE)
+        out.fill_(1)
+        passes.add(tokens, w, modulation.gate, out)
+        held("a gated sum", out, 1 + modulation.gate.float() * exact)
+    for source, tokens in ((x, passes.quantize(x)), (normed, passes.modulate(x, modulation, 1e-6))):
+        held("quantising", tokens.values.float() * tokens.steps, source, 2 * AGREE)
+    heads, angles, weight = normal(count, 3, 128).bfloat16(), normal(count, 64), normal(128).bfloat16()
+    rotary, turned = Rotary(angles.cos(), angles.sin()), torch.empty_like(heads)
+    passes.turn(heads, weight, 1e-6, rotary, turned)
+    plain = F.rms_norm(heads.float(), (128,), weight.float(), 1e-6)
+    held("a rotation", turned, apply_rotary_emb(plain[None], rotary)[0])
+
+
+def exact_weights(codes: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Tensor:
+    """The weights that a layer stands for, float32 [N, K], without a kernel of ours."""
+    places = torch.arange(0, 8, bits, device=codes.device)
+    each = (codes[..., None].int() >> places & (1 << bits) - 1).flatten(1).float()
+    spread = [part.float().repeat_interleave(each.shape[1] // scales.shape[1], 1) for part in (scales, biases)]
+    return each * spread[0] + spread[1]
