@@ -1,7 +1,7 @@
 # ruff: noqa: B023, SIM105
 """A first run on an NVIDIA card: what is right, how fast each kernel is, where a step's time goes.
 
-    python -m tests.smoke_cuda [part ...]
+    python tests/smoke_cuda.py [part ...]
 
 Parts: check expand gemm others attention passes step. Prints compactly, writes the same and a profile to $OUT.
 """
@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # not as a module: other packages are named tests too
 START = time.perf_counter()
 OUT = Path(os.environ.get("OUT", "/tmp"))
 WARMERS = 12
@@ -429,7 +430,7 @@ def main() -> None:
     import triton
 
     say(torch.__version__, "triton", triton.__version__, torch.cuda.get_device_name(), sys.version.split()[0])
-    command = [sys.executable, "-m", "tests.smoke_cuda", "--warm"]
+    command = [sys.executable, __file__, "--warm"]
     warmers = [subprocess.Popen([*command, str(i)], stderr=subprocess.DEVNULL) for i in range(WARMERS)]
     for each in warmers:
         try:
