@@ -30,8 +30,12 @@ def rates(data_dir: Path, hardware: Hardware) -> Numbers | None:
 
 
 def keep_rates(data_dir: Path, hardware: Hardware, gflops: Numbers) -> None:
-    words = ", ".join(f"{gflops[name]:.0f} in {name}" for name in FORMATS)
-    sentence = f"{hardware.name}, {hardware.cores} cores: {words} (GFLOP/s of a product in torch)"
+    if hardware.kind == "cuda":
+        words = " and ".join(f"{gflops[name] / 1000:.0f} in {name}" for name in FORMATS[1:])
+        sentence = f"{hardware.name}: {words} (TFLOP/s of a packed layer)"
+    else:
+        words = ", ".join(f"{gflops[name]:.0f} in {name}" for name in FORMATS)
+        sentence = f"{hardware.name}, {hardware.cores} cores: {words} (GFLOP/s of a product in torch)"
     measured.keep(data_dir, _rates_key(hardware), {"sentence": sentence, "gflops": dict(gflops)})
 
 

@@ -140,3 +140,10 @@ def test_a_mosaic_takes_patches_from_everywhere() -> None:
     assert mosaic(16, 1).tolist() == list(range(16))
     assert mosaic(32, 2).tolist() == [4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31]
     assert len(mosaic(128, 3)) in range(40, 48)
+
+
+def test_statistics_for_a_card_are_the_group_norms() -> None:
+    x = vae.channels_last(torch.randn(1, 32, 9, 7, generator=torch.Generator().manual_seed(0)) + 3)
+    mean, variance = vae.by_channel(x, 8)
+    ours = torch.nn.functional.batch_norm(x, mean, variance, eps=1e-6)
+    assert (ours - torch.nn.functional.group_norm(x, 8, eps=1e-6)).abs().max() < 1e-4

@@ -15,11 +15,12 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is missing: it comes with torch for CUDA", allow_module_level=True)
 
 from engine.torch_backend import triton_passes
-from engine.torch_backend.triton_passes import Tiles, TritonPasses, Wrong
+from engine.torch_backend.triton_passes import Tiles, TritonPasses, Ways, Wrong
 
 ON_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")
-SMALL = Tiles(16, 128, 64, 4, 3, True, True)  # many of them, with a rest in every direction
+# many tiles, with a rest in every direction
+SMALL = Ways(Tiles(16, 128, 64, 4, 3, True), Tiles(16, 128, 128, 4, 3, True), wide=256)
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +42,15 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tma", [True, False])
 def test_every_pass_agrees_with_torch(tma: bool) -> None:
-    if ON_CARD and not TritonPasses(DEVICE).hopper and tma:
+    if ON_CARD and not triton_passes.is_hopper(DEVICE) and tma:
         pytest.skip("this card has no descriptors")
-    triton_passes.check(DEVICE, SMALL._replace(tma=tma, resident=tma), group=64)
+    triton_passes.check(DEVICE, Ways(SMALL.plain._replace(tma=tma), SMALL.chunked._replace(tma=tma), 1 << 20), group=64)
 
 
 def test_a_pass_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = TritonPasses.multiply
     monkeypatch.setattr(TritonPasses, "add", lambda self, x, w, gate, out: plain(self, x, w, out))
-    with pytest.raises(Wrong, match="a gated sum is .*% off"):
+    with pytest.raises(Wrong, match="a gated sum in chunks is .*% off"):
         triton_passes.check(DEVICE, SMALL, group=64)
 
 

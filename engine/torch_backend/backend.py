@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine import catalog, plan, products, prompt, schedule
+from engine import catalog, measured, plan, products, prompt, schedule
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.latents import Recent, begin, enlarge, foreseen
@@ -31,8 +31,9 @@ from engine.preview import Previews
 from engine.sampling import sampled
 from engine.torch_backend import fused, kernels, linear, remember, triton_passes
 from engine.torch_backend.admission import Admission
+from engine.torch_backend.graph import Graphs
 from engine.torch_backend.mapped import MappedFiles
-from engine.torch_backend.measure import measure
+from engine.torch_backend.measure import measure, measure_card
 from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.text_encoder import TextEncoder
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
@@ -44,7 +45,7 @@ Check = Callable[[], None]
 
 @torch.inference_mode()  # as a decorator: `with` around a yield would leak into whoever resumes the generator
 def denoise(
-    transformer: Flux2Transformer2DModel,
+    transformer: Callable[..., Tensor],
     latents: Tensor,
     embeddings: Tensor,
     sigmas: np.ndarray,
@@ -93,6 +94,7 @@ class Model:
         self.text_encoder: TextEncoder | None = None
         self.weights: Weights | None = None
         self.admission: Admission | None = None
+        self.graphs: Graphs | None = None
         self.reading: Admission | None = None  # the text encoder's, as long as it is loaded
         self.on_the_way: tuple[Callable[[], np.ndarray], tuple[int, int]] | None = None  # to the end, after a step
 
@@ -150,6 +152,19 @@ class Model:
             for files in self.weights.files:
                 files.release()  # the scales were read and are folded: they need not stay
 
+    def record(self, data_dir: Path, hardware: Hardware) -> None:
+        """Run steps as CUDA graphs, once layers are no longer on trial. After `admit`."""
+        assert self.weights is not None
+        admission = self.admission
+
+        def ready() -> bool:
+            return admission is None or not admission.trial
+
+        def told(words: str) -> None:
+            measured.keep(data_dir, f"graphs on {hardware.name}", {"sentence": words})
+
+        self.graphs = Graphs(self.weights.transformer, ready, admission.scratch if admission else None, told)
+
     def admit_reading(self, data_dir: Path, hardware: Hardware, trial: bool = True) -> None:
         """The same for the text encoder, until its first prompt was read."""
         assert self.text_encoder is not None
@@ -194,7 +209,7 @@ class Model:
         start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
         noisy, rest = torch.from_numpy(start).to(device), sigmas[request.start :]
         again = self.admission.restart if self.admission else lambda: False
-        run = denoise(self.weights.transformer, noisy, embeddings, rest, grid, check, again)
+        run = denoise(self.graphs or self.weights.transformer, noisy, embeddings, rest, grid, check, again)
         try:
             for latents, pair in zip(run, pairwise(rest.tolist()), strict=True):
                 self.on_the_way = partial(_expected, noisy, latents, *pair), grid
@@ -274,6 +289,8 @@ class TorchBackend:
         if model.load(decided, check):
             if decided.int8:
                 model.admit(self.data_dir, self.hardware)
+            if device.type == "cuda":
+                model.record(self.data_dir, self.hardware)
             load += clock.lap(device)
         assert model.weights is not None
         decoder = model.weights.decoder
@@ -300,6 +317,8 @@ class TorchBackend:
         denoised = clock.lap(device)
 
         if not decided.keep_text_encoder:
+            if model.graphs:
+                model.graphs.clear()
             give_back()
         pixels = decoder.decode(latents, token_grid(request, pack), check, decided.vae_tile)
         if not decided.keep_text_encoder:
@@ -317,12 +336,12 @@ class TorchBackend:
         )
 
     def _decide(self, pack: Pack, request: Request) -> plan.Plan:
-        """The plan; for a big pack on a CPU whose speed nobody has measured yet, after measuring it."""
+        """The plan; for a big pack where nobody has measured products yet, after measuring them."""
         rates, room = products.rates(self.data_dir, self.hardware), self._available()
         decided = plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
-        if decided.device != "cpu" or rates or not plan.is_big(pack):
+        if decided.backend != "torch" or rates or not plan.is_big(pack):
             return decided
-        rates = measure()
+        rates = measure() if decided.device == "cpu" else measure_card()
         products.keep_rates(self.data_dir, self.hardware, rates)
         return plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
 

@@ -54,6 +54,9 @@ class Scratch:
             kept = self._buffers[name] = torch.empty(count, dtype=dtype, device=self._device)
         return kept[:count]
 
+    def buffers(self) -> list[Tensor]:
+        return list(self._buffers.values())
+
     def clear(self) -> None:
         """Give the memory back."""
         self._buffers.clear()

@@ -10,6 +10,7 @@ import triton.language as tl
 
 PLAIN, GATED, ADDED = (tl.constexpr(number) for number in range(3))  # how a product ends
 NEAREST = tl.constexpr(12582912.0)  # 1.5 * 2^23: a float32 that is added and taken away again leaves a whole number
+NEAREST_BITS = tl.constexpr(0x4B400000)
 TINY = tl.constexpr(1.1754943508222875e-38)  # int8.TINY: a token of zeros has a step all the same
 
 
@@ -79,38 +80,40 @@ def half_weights(
 
 
 @triton.jit
-def store_tokens(row, x, mask, columns, values, steps, width):
-    """A token's values, rounded to 127 steps of its largest one."""
-    step = tl.maximum(tl.max(tl.abs(x), 0), TINY * 127.0) / 127.0
-    whole = x * (1.0 / step) + NEAREST - NEAREST
+def store_tokens(row, x, mask, columns, values, steps, count, width):
+    """A token's values x [C, n], each of its C chunks rounded to 127 steps of the chunk's largest one."""
+    step = tl.maximum(tl.max(tl.abs(x), 1), TINY * 127.0) / 127.0
+    whole = x * (1.0 / step)[:, None] + NEAREST - NEAREST
     tl.store(values + row.to(tl.int64) * width + columns, whole.to(tl.int8), mask=mask)
-    tl.store(steps + row, step)
+    chunk = tl.arange(0, x.shape[0])
+    tl.store(steps + chunk * count + row, step, mask=chunk * x.shape[1] < width)
 
 
-@triton.jit(do_not_specialize=["stride"])
-def tokens(x, values, steps, stride, width, BLOCK: tl.constexpr):
-    """Rows x [M, width] -> int8 values [M, width] and steps [M]; a program a row."""
+@triton.jit(do_not_specialize=["stride", "count"])
+def tokens(x, values, steps, stride, count, width, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """Rows x [count, width] -> int8 values [count, width] and steps [chunks, count]; a program a row."""
     row = tl.program_id(0)
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK // CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None]
     mask = columns < width
     tl.multiple_of(stride, 8)
     given = tl.load(x + row.to(tl.int64) * stride + columns, mask=mask, other=0).to(tl.float32)
-    store_tokens(row, given, mask, columns, values, steps, width)
+    store_tokens(row, given, mask, columns, values, steps, count, width)
 
 
-@triton.jit(do_not_specialize=["stride"])
-def modulated(x, scale, shift, values, steps, stride, width, eps, BLOCK: tl.constexpr):
-    """The same of (1 + scale) * norm(x) + shift."""
+@triton.jit(do_not_specialize=["stride", "count"])
+def modulated(x, scale, shift, values, steps, stride, count, width, eps, BLOCK: tl.constexpr):
+    """The same of (1 + scale) * norm(x) + shift, in one chunk."""
     row = tl.program_id(0)
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK)[None]
     mask = columns < width
     tl.multiple_of(stride, 8)
     given = tl.load(x + row.to(tl.int64) * stride + columns, mask=mask, other=0).to(tl.float32)
-    centred = tl.where(mask, given - tl.sum(given, 0) / width, 0.0)
-    normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+    centred = tl.where(mask, given - (tl.sum(given, 1) / width)[:, None], 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)[:, None]
     more = tl.load(scale + columns, mask=mask, other=0).to(tl.float32)
     added = tl.load(shift + columns, mask=mask, other=0).to(tl.float32)
-    store_tokens(row, normed * (1.0 + more) + added, mask, columns, values, steps, width)
+    modulated = tl.where(mask, normed * (1.0 + more) + added, 0.0)
+    store_tokens(row, modulated, mask, columns, values, steps, count, width)
 
 
 @triton.jit(do_not_specialize=["stride", "out_row", "out_head", "heads"])
@@ -137,12 +140,10 @@ def turned(
 
 
 @triton.jit
-def finish(
-    sums, steps, rows, columns, limit, w_steps, gates, out, stride, mask, END: tl.constexpr
-):
-    """Integer sums -> what they are worth, stored, or added to what is there."""
+def finish(product, rows, columns, limit, w_steps, gates, out, stride, mask, END: tl.constexpr):
+    """Products in steps of their weights -> what they are worth, stored, or added to what is there."""
     inside = mask[:, None] & (columns < limit)[None]
-    product = sums.to(tl.float32) * steps[:, None] * tl.load(w_steps + columns, mask=columns < limit, other=0)[None]
+    product *= tl.load(w_steps + columns, mask=columns < limit, other=0)[None]
     place = out + rows.to(tl.int64)[:, None] * stride + columns[None]
     if END == ADDED:
         gate = tl.load(gates + columns, mask=columns < limit, other=0).to(tl.float32)
@@ -150,57 +151,87 @@ def finish(
     tl.store(place, product, mask=inside)
 
 
+@triton.jit
+def corner(down, across, M: tl.constexpr, N: tl.constexpr, BAND: tl.constexpr):
+    """The first row and column of this program's tile: bands of BAND tiles down share their weights in the L2 cache."""
+    tile = tl.program_id(0)
+    band = tile // (BAND * across)
+    height = tl.minimum(down - band * BAND, BAND)
+    inner = tile % (BAND * across)
+    return (band * BAND + inner % height) * M, inner // height * N
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def product(
     x, w, steps, w_steps, gates, out, tokens, outputs, inputs, stride, END: tl.constexpr, TMA: tl.constexpr,
-    EVEN: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr, FLAT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """int8 tokens [tokens, inputs] times int8 weights [outputs, inputs] -> out [tokens, outputs].
+    """int8 tokens [tokens, inputs] times int8 weights [outputs, inputs] -> out [tokens, outputs], a tile a program.
 
     x and w are descriptors (TMA) or addresses. `outputs` counts what is written: for GATED, half of what `w` has, whose
-    rows take turns (see `int8_weights`). Tiles of M x N in bands of BAND tiles down, which share their weights in the
-    L2 cache; with fewer programs than tiles each computes several, and FLAT fetches the next one's beforehand.
+    rows take turns (see `int8_weights`).
     """
     down = tl.cdiv(tokens, M)
     across = tl.cdiv(outputs, N // 2 if END == GATED else N)
-    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=FLAT):
-        band = tile // (BAND * across)
-        height = tl.minimum(down - band * BAND, BAND)
-        inner = tile % (BAND * across)
-        top = (band * BAND + inner % height) * M
-        left = inner // height * N
-        rows = top + tl.arange(0, M)
-        mask = rows < tokens
-        sums = tl.zeros((M, N), tl.int32)
-        if not TMA:
-            columns = left + tl.arange(0, N)
-            most = across * N if END == GATED else outputs  # beyond it is nothing to read
-            depth = tl.arange(0, K)
-            x_at = x + tl.where(mask, rows, 0)[:, None] * inputs + depth[None]
-            w_at = w + tl.where(columns < most, columns, 0)[:, None] * inputs + depth[None]
-        for k in range(tl.cdiv(inputs, K)):
-            if TMA:
-                a = x.load([top, k * K])
-                b = w.load([left, k * K])
-            elif EVEN:
-                a = tl.load(x_at + k * K)
-                b = tl.load(w_at + k * K)
-            else:
-                a = tl.load(x_at + k * K, mask=(depth < inputs - k * K)[None], other=0)
-                b = tl.load(w_at + k * K, mask=(depth < inputs - k * K)[None], other=0)
-            sums = tl.dot(a, b.T, sums, out_dtype=tl.int32)
-        step = tl.load(steps + rows, mask=mask, other=0)
-        # in halves, because all of a tile's results at once don't fit into the registers
-        first, second = tl.split(tl.permute(tl.reshape(sums, (M, 2, N // 2)), (0, 2, 1)))
-        if END == GATED:
-            columns = left // 2 + tl.arange(0, N // 2)
-            within = columns < outputs
-            gate = first.to(tl.float32) * step[:, None] * tl.load(w_steps + columns, mask=within, other=0)[None]
-            value = tl.load(w_steps + outputs + columns, mask=within, other=0)
-            value = second.to(tl.float32) * step[:, None] * value[None]
-            place = out + rows.to(tl.int64)[:, None] * stride + columns[None]
-            tl.store(place, gate * tl.sigmoid(gate) * value, mask=mask[:, None] & within[None])
-        else:
-            columns = left + tl.arange(0, N // 2)
-            finish(first, step, rows, columns, outputs, w_steps, gates, out, stride, mask, END)
-            finish(second, step, rows, columns + N // 2, outputs, w_steps, gates, out, stride, mask, END)
+    top, left = corner(down, across, M, N, BAND)
+    rows = top + tl.arange(0, M)
+    mask = rows < tokens
+    here = tl.where(mask, rows, 0)  # beyond is nothing to read
+    most = across * N if END == GATED else outputs
+    there = left + tl.arange(0, N)
+    there = tl.where(there < most, there, 0)
+    sums = tl.zeros((M, N), tl.int32)
+    for k in range(tl.cdiv(inputs, K)):
+        if TMA:
+            a = x.load([top, k * K])
+            b = w.load([left, k * K])
+        else:  # inputs are a multiple of K
+            a = tl.load(x + here[:, None] * inputs + k * K + tl.arange(0, K)[None])
+            b = tl.load(w + there[:, None] * inputs + k * K + tl.arange(0, K)[None])
+        sums = tl.dot(a, b.T, sums, out_dtype=tl.int32)
+    step = tl.load(steps + rows, mask=mask, other=0)[:, None]
+    # in halves, because all of a tile's results at once don't fit into the registers
+    first, second = tl.split(tl.permute(tl.reshape(sums, (M, 2, N // 2)), (0, 2, 1)))
+    if END == GATED:
+        columns = left // 2 + tl.arange(0, N // 2)
+        within = columns < outputs
+        gate = first.to(tl.float32) * step * tl.load(w_steps + columns, mask=within, other=0)[None]
+        value = second.to(tl.float32) * step * tl.load(w_steps + outputs + columns, mask=within, other=0)[None]
+        place = out + rows.to(tl.int64)[:, None] * stride + columns[None]
+        tl.store(place, gate * tl.sigmoid(gate) * value, mask=mask[:, None] & within[None])
+    else:
+        columns = left + tl.arange(0, N // 2)
+        finish(first.to(tl.float32) * step, rows, columns, outputs, w_steps, gates, out, stride, mask, END)
+        columns += N // 2
+        finish(second.to(tl.float32) * step, rows, columns, outputs, w_steps, gates, out, stride, mask, END)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def chunked_product(
+    x, w, steps, w_steps, gates, out, tokens, outputs, inputs, stride, END: tl.constexpr, TMA: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """The same where tokens have a step for every K of their inputs (at most 512), steps [chunks, tokens]. Not GATED.
+
+    A chunk's sums stay under 2^23, so they are counted from a float32's NEAREST: their bits are that float32 already,
+    and no conversion is needed, of which a card does a quarter as many as of additions.
+    """
+    down = tl.cdiv(tokens, M)
+    top, left = corner(down, tl.cdiv(outputs, N), M, N, BAND)
+    rows = top + tl.arange(0, M)
+    columns = left + tl.arange(0, N)
+    mask = rows < tokens
+    here = tl.where(mask, rows, 0)
+    there = tl.where(columns < outputs, columns, 0)
+    product = tl.zeros((M, N), tl.float32)
+    for k in range(inputs // K):
+        step = tl.load(steps + k * tokens + rows, mask=mask, other=0)[:, None]
+        if TMA:
+            a = x.load([top, k * K])
+            b = w.load([left, k * K])
+        else:  # inputs are a multiple of K
+            a = tl.load(x + here[:, None] * inputs + k * K + tl.arange(0, K)[None])
+            b = tl.load(w + there[:, None] * inputs + k * K + tl.arange(0, K)[None])
+        sums = tl.dot(a, b.T, tl.full((M, N), NEAREST_BITS, tl.int32), out_dtype=tl.int32)
+        product += (sums.to(tl.float32, bitcast=True) - NEAREST) * step
+    finish(product, rows, columns, outputs, w_steps, gates, out, stride, mask, END)

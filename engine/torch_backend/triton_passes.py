@@ -36,13 +36,20 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
     tma: bool
-    resident: bool  # as many programs as processors, each with several tiles; else one program a tile
     band: int = 8
 
 
-HOPPER = Tiles(128, 256, 128, 8, 3, True, True)
-NARROW = Tiles(128, 128, 128, 8, 4, True, True)  # for products of so few tiles that wider ones leave processors idle
-EARLIER = Tiles(128, 128, 64, 8, 3, False, False)  # 100 kB of shared memory, and no descriptors
+class Ways(NamedTuple):
+    """`plain` where a token has one step. From WIDE inputs on, where SwiGLU's outliers are, it has one for every
+    `chunked.k` of them: with one alone a fifth of the layers would be off by more than they may."""
+
+    plain: Tiles
+    chunked: Tiles
+    wide: int = 4096
+
+
+HOPPER = Ways(Tiles(128, 128, 128, 4, 3, True), Tiles(128, 128, 256, 8, 3, True))
+EARLIER = Ways(Tiles(128, 128, 64, 8, 3, False), Tiles(128, 128, 128, 8, 3, False))  # 100 kB shared, no descriptors
 
 
 class TritonPasses:
@@ -52,11 +59,10 @@ class TritonPasses:
     dtype = torch.bfloat16
     by_head = False  # attention reads tokens as they lie
 
-    def __init__(self, device: torch.device, tiles: Tiles | None = None) -> None:
+    def __init__(self, device: torch.device, ways: Ways | None = None) -> None:
         self.device = device
         self.scratch = Scratch(device)
-        self.tiles = tiles
-        self.processors, self.hopper = _card(device)
+        self.ways = ways or (HOPPER if is_hopper(device) else EARLIER)
 
     def bears(self, layer: PackedLinear) -> bool:
         """One or two bits, whose biases follow from the scales."""
@@ -67,14 +73,19 @@ class TritonPasses:
         return int8.weights(layer.weight, layer.scales, layer.bits)
 
     def quantize(self, x: Tensor) -> Int8Tokens:
-        tokens = self._empty(*x.shape)
-        launch("tokens", (len(x),), x, *tokens, x.stride(0), x.shape[1], **_row(x.shape[1]))
+        count, width = x.shape
+        chunk = self.ways.chunked.k
+        one = width < self.ways.wide or width % chunk > 0
+        tokens = self._empty(count, width, 1 if one else width // chunk)
+        row = _row(width)
+        launch("tokens", (count,), x, *tokens, x.stride(0), count, width, CHUNK=row["BLOCK"] if one else chunk, **row)
         return tokens
 
     def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Int8Tokens:
-        tokens, width = self._empty(*x.shape), x.shape[1]
+        count, width = x.shape
+        tokens = self._empty(count, width, 1)
         scale, shift = (part.view(width) for part in (modulation.scale, modulation.shift))
-        launch("modulated", (len(x),), x, scale, shift, *tokens, x.stride(0), width, eps, **_row(width))
+        launch("modulated", (count,), x, scale, shift, *tokens, x.stride(0), count, width, eps, **_row(width))
         return tokens
 
     def multiply(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
@@ -96,26 +107,20 @@ class TritonPasses:
     def _product(self, end: str, x: Int8Tokens, w: Int8Weights, out: Tensor, gate: Tensor) -> None:
         count, inputs = x.values.shape
         outputs = len(w.words) // (2 if end == "GATED" else 1)
-        tiles = self.tiles or self._tiles(count, len(w.words))
-        tile = self.expand(w, tiles.n // 2 if end == "GATED" else 0)
-        values, wide = x.values, tile
+        chunked = x.steps.shape[1] > 1
+        assert not (chunked and end == "GATED")  # what is gated comes from a norm
+        tiles = self.ways.chunked if chunked else self.ways.plain
+        weights = self.expand(w, tiles.n // 2 if end == "GATED" else 0)
+        number = -(-count // tiles.m) * -(-len(weights) // tiles.n)
+        values, wide = x.values, weights
         if tiles.tma:
-            values = descriptor(values, tiles.m, tiles.k)
-            wide = descriptor(wide, tiles.n, tiles.k)
-        number = -(-count // tiles.m) * -(-len(tile) // tiles.n)
+            values, wide = descriptor(values, tiles.m, tiles.k), descriptor(wide, tiles.n, tiles.k)
         launch(
-            "product", (min(number, self.processors) if tiles.resident else number,),
+            "chunked_product" if chunked else "product", (number,),
             values, wide, x.steps, w.steps, gate, out, count, outputs, inputs, out.stride(0),
-            END=kernels().__dict__[end].value, TMA=tiles.tma, EVEN=tiles.tma or inputs % tiles.k == 0,
-            M=tiles.m, N=tiles.n, K=tiles.k, BAND=tiles.band, FLAT=tiles.resident,
+            END=kernels().__dict__[end].value, TMA=tiles.tma, M=tiles.m, N=tiles.n, K=tiles.k, BAND=tiles.band,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-
-    def _tiles(self, count: int, outputs: int) -> Tiles:
-        if not self.hopper:
-            return EARLIER
-        few = -(-count // HOPPER.m) * -(-outputs // HOPPER.n) < self.processors
-        return NARROW if few else HOPPER
 
     def expand(self, w: Int8Weights, taking_turns: int = 0) -> Tensor:
         """int8 [N, K] in a buffer that the next call overwrites; with `taking_turns` the rows of the two halves are
@@ -133,9 +138,10 @@ class TritonPasses:
         )  # fmt: skip
         return out.view(torch.int8).view(rows, inputs)
 
-    def _empty(self, count: int, inputs: int) -> Int8Tokens:
+    def _empty(self, count: int, inputs: int, chunks: int) -> Int8Tokens:
+        """Steps [count, chunks], those of a chunk side by side."""
         values = torch.empty(count, inputs, dtype=torch.int8, device=self.device)
-        return Int8Tokens(values, torch.empty(count, 1, device=self.device))
+        return Int8Tokens(values, torch.empty(chunks, count, device=self.device).t())
 
 
 def chosen(data_dir: Path, hardware: Hardware) -> TritonPasses | None:
@@ -154,9 +160,7 @@ def fault() -> str:
     if importlib.util.find_spec("triton") is None:
         return "not without the package triton, which comes with torch for CUDA on Linux"
     try:
-        device = torch.device("cuda")
-        for tiles in (HOPPER, NARROW) if _card(device)[1] else (EARLIER,):
-            check(device, tiles)
+        check(torch.device("cuda"))
     except Wrong as wrong:
         return str(wrong)
     except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
@@ -199,12 +203,9 @@ def descriptor(x: Tensor, rows: int, columns: int) -> Any:
 
 
 @cache
-def _card(device: torch.device) -> tuple[int, bool]:
-    """(multiprocessors, whether it has what Hopper brought: descriptors and 227 kB of shared memory)."""
-    if device.type != "cuda":
-        return 4, True  # interpreted
-    about = torch.cuda.get_device_properties(device)
-    return about.multi_processor_count, about.major == 9
+def is_hopper(device: torch.device) -> bool:
+    """Whether it has what Hopper brought: descriptors and 227 kB of shared memory."""
+    return device.type != "cuda" or torch.cuda.get_device_properties(device).major == 9  # interpreted it has
 
 
 def _row(width: int) -> dict[str, int]:
@@ -214,7 +215,7 @@ def _row(width: int) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def check(device: torch.device, tiles: Tiles, group: int = 128) -> None:
+def check(device: torch.device, ways: Ways | None = None, group: int = 128) -> None:
     """Every pass on small random tensors against torch, with a rest in every size; but for the widths of rows it
     compiles what the 4B model needs. Raises Wrong."""
     random = torch.Generator().manual_seed(0)
@@ -227,8 +228,9 @@ def check(device: torch.device, tiles: Tiles, group: int = 128) -> None:
         if not off <= bound:
             raise Wrong(f"{what} is {off:.2%} off")
 
-    passes = TritonPasses(device, tiles)
-    count, inputs, outputs = 13, 5 * group, 160
+    passes = TritonPasses(device, ways)
+    chunked = TritonPasses(device, passes.ways._replace(wide=0))
+    count, inputs, outputs = 13, 6 * group, 160  # whole chunks, and half a tile
     x = (normal(count, inputs) * normal(count, 1).exp()).bfloat16()
     modulation = Modulation(*(normal(width).bfloat16() for width in (inputs, inputs, outputs)))
     normed = F.layer_norm(x.float(), (inputs,), eps=1e-6) * (1 + modulation.scale.float()) + modulation.shift.float()
@@ -245,23 +247,38 @@ def check(device: torch.device, tiles: Tiles, group: int = 128) -> None:
         w = int8.weights(codes, scales, bits)
         held("a layer in int8", passes.expand(w).float() * w.steps[:, None], dense)
         tokens = passes.quantize(x)
-        exact = tokens.values.float() * tokens.steps @ dense.T
+        exact = worth(tokens) @ dense.T
         out = torch.zeros(count, outputs, dtype=torch.bfloat16, device=device)
         passes.multiply(tokens, w, out)
         held("a product", out, exact)
+        parts = chunked.quantize(x)
+        chunked.multiply(parts, w, out)
+        held("a product in chunks", out, worth(parts) @ dense.T)
+        out.fill_(1)
+        chunked.add(parts, w, modulation.gate, out)
+        held("a gated sum in chunks", out, 1 + modulation.gate.float() * (worth(parts) @ dense.T))
         half = torch.zeros(count, outputs // 2, dtype=torch.bfloat16, device=device)
         passes.gate(tokens, w, half)
         held("SwiGLU", half, F.silu(exact[:, : outputs // 2]) * exact[:, outputs // 2 :], 2 * AGREE)
         out.fill_(1)
         passes.add(tokens, w, modulation.gate, out)
         held("a gated sum", out, 1 + modulation.gate.float() * exact)
-    for source, tokens in ((x, passes.quantize(x)), (normed, passes.modulate(x, modulation, 1e-6))):
-        held("quantising", tokens.values.float() * tokens.steps, source, 2 * AGREE)
+    for source, tokens, bound in (
+        (x, passes.quantize(x), 2 * AGREE), (normed, passes.modulate(x, modulation, 1e-6), 2 * AGREE),
+        (x, chunked.quantize(x), AGREE),
+    ):  # fmt: skip
+        held("quantising", worth(tokens), source, bound)
     heads, angles, weight = normal(count, 3, 128).bfloat16(), normal(count, 64), normal(128).bfloat16()
     rotary, turned = Rotary(angles.cos(), angles.sin()), torch.empty_like(heads)
     passes.turn(heads, weight, 1e-6, rotary, turned)
     plain = F.rms_norm(heads.float(), (128,), weight.float(), 1e-6)
     held("a rotation", turned, apply_rotary_emb(plain[None], rotary)[0])
+
+
+def worth(tokens: Int8Tokens) -> Tensor:
+    """The activations that tokens stand for, float32 [M, K]."""
+    count, chunks = tokens.steps.shape
+    return (tokens.values.view(count, chunks, -1).float() * tokens.steps[..., None]).flatten(1)
 
 
 def exact_weights(codes: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Tensor:

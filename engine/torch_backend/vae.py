@@ -40,6 +40,11 @@ class SharedGroupNorm(nn.Module):
         if self.statistics is not None:
             mean, variance = self.statistics
             return F.batch_norm(x, mean, variance, norm.weight.float(), norm.bias.float(), eps=norm.eps)
+        if x.is_cuda:
+            mean, variance = by_channel(x, norm.num_groups)
+            if self.recording:
+                self.statistics = mean, variance
+            return F.batch_norm(x, mean, variance, norm.weight.float(), norm.bias.float(), eps=norm.eps)
         if not self.recording:
             return norm(x)
         groups, channels = norm.num_groups, norm.num_channels
@@ -50,6 +55,16 @@ class SharedGroupNorm(nn.Module):
         variance = inverse.float() ** -2 - norm.eps
         self.statistics = mean.float()[0].repeat_interleave(each), variance[0].repeat_interleave(each)
         return out
+
+
+def by_channel(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a channel's group, float32 [C] each, of x [1, C, h, w] in the order of `channels_last`,
+    which torch's own group norm on a card would copy into another order."""
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+    sums = rows.sum(0, dtype=torch.float32), torch.linalg.vector_norm(rows, 2, 0, dtype=torch.float32).square()
+    mean, square = (each.view(groups, -1).mean(1) / len(rows) for each in sums)
+    each = x.shape[1] // groups
+    return mean.repeat_interleave(each), (square - mean.square()).clamp_min(0).repeat_interleave(each)
 
 
 class PictureDecoder:
@@ -69,6 +84,8 @@ class PictureDecoder:
         for module in decoder.modules():
             if isinstance(module, nn.SiLU):
                 module.inplace = True  # it always follows a norm, whose result nobody else wants
+        if device.type == "cuda":
+            decoder.to(memory_format=torch.channels_last)  # else every convolution would copy its weights first
         decoder.conv_norm_out = SharedGroupNorm(decoder.conv_norm_out)
         self._norms = [decoder.conv_norm_out, *shared_norms(decoder.up_blocks)]
         self._pixels_per_cell = 2 ** (len(decoder.up_blocks) - 1)
@@ -151,8 +168,8 @@ class PictureDecoder:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same values in the order that a CPU's convolutions compute in: 160 MB less at 512 x 512, and 8 % faster."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x.contiguous()
+    """The same values in the order that convolutions compute in: on a CPU 160 MB less at 512 x 512, and 8 % faster."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def shared_norms(module: nn.Module) -> list[SharedGroupNorm]:

@@ -1,0 +1,84 @@
+"""When a denoising step runs as it is, when it is captured and when replayed; capturing itself needs a card."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.torch_backend.graph import Captured, Graphs
+
+
+class Replay:
+    """In place of a CUDA graph: computes from the inputs' places into the output's."""
+
+    def __init__(self, run: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.run, self.inputs, self.output = run, inputs, output
+
+    def replay(self) -> None:
+        self.output.copy_(self.run(*self.inputs, lambda: None))
+
+
+class Step:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.eager = self.captures = self.checks = 0
+        self.is_ready, self.fails = True, False
+        self.words: list[str] = []
+        self.graphs = Graphs(self.run, lambda: self.is_ready, None, self.words.append)
+        monkeypatch.setattr(self.graphs, "_capture", self.capture)
+
+    def run(self, x: Tensor, y: Tensor, check: Any) -> Tensor:
+        self.eager += 1
+        return x + 10 * y.sum()
+
+    def capture(self, tensors: tuple[Tensor, ...]) -> Captured:
+        if self.fails:
+            raise RuntimeError("operation not permitted\nwhen capturing")
+        self.captures += 1
+        inputs = tuple(each.clone() for each in tensors)
+        output = torch.empty_like(inputs[0])
+        graph: Any = Replay(lambda x, y, check: x + 10 * y.sum(), inputs, output)
+        return Captured(graph, inputs, output, [])
+
+    def __call__(self, number: float, size: int = 2) -> float:
+        def check() -> None:
+            self.checks += 1
+
+        out = self.graphs(torch.full((size,), number), torch.ones(1) * number, check)
+        return float(out[0])
+
+
+def test_the_second_step_of_a_size_is_captured_and_the_others_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(monkeypatch)
+    assert [step(1), step(2), step(3)] == [11, 22, 33]
+    assert (step.eager, step.captures, step.checks) == (1, 1, 2)
+    assert [step(1, size=4), step(2, size=4), step(5)] == [11, 22, 55]
+    assert (step.eager, step.captures) == (2, 2)
+    step(1, size=8)  # a third size: the first, asked for last, stays
+    step(4)
+    assert (step.eager, step.captures) == (3, 2)
+    step.graphs.clear()
+    assert step(6) == 66 and step.eager == 4
+
+
+def test_nothing_is_captured_while_layers_are_on_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(monkeypatch)
+    step.is_ready = False
+    assert [step(1), step(2), step(3)] == [11, 22, 33] and step.eager == 3
+    step.is_ready = True
+    assert [step(1), step(2)] == [11, 22] and (step.eager, step.captures) == (4, 1)
+
+
+def test_what_cannot_be_captured_is_said_once_and_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(monkeypatch)
+    step.fails = True
+    assert [step(1), step(2), step(3)] == [11, 22, 33] and step.eager == 3
+    assert step.words == ["no CUDA graph of a step (RuntimeError: operation not permitted)"]
+
+
+def test_what_is_returned_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(monkeypatch)
+    step(1)
+    first = step.graphs(torch.ones(2), torch.ones(1), lambda: None)
+    step(3)
+    assert first.tolist() == [11, 11]
