@@ -200,6 +200,20 @@ def test_a_big_text_encoder_leaves_a_cpu_and_stays_on_a_card(pack: Pack, monkeyp
     assert not tight.keep_text_encoder
 
 
+def test_a_card_multiplies_a_big_pack_as_bytes_where_that_was_measured_faster(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "torch_has_cuda", lambda: True)
+    rates = {"float32": 0.0, "bfloat16": 600e3, "int8": 750e3}
+    assert not plan.plan(CUDA, pack, request(), rates=rates).int8  # a small one
+    monkeypatch.setattr(plan, "BIG_TRANSFORMER", 1)
+    chosen = plan.plan(CUDA, pack, request(), rates=rates)
+    assert chosen.int8 and "int8 at 750000 GFLOP/s for the layers that bear it" in chosen.why
+    slow = plan.plan(CUDA, pack, request(), rates=rates | {"int8": 0.0})
+    assert not slow.int8 and "its 0 GFLOP/s are under 1.2 times the 600000" in slow.why
+    assert "int8 is measured before the first picture" in plan.plan(CUDA, pack, request()).why
+
+
 def test_tiles_come_before_a_refusal(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     # a tiny pack decodes with less than it denoises
     monkeypatch.setattr(plan.memory, "token_bytes", lambda *_: 1)

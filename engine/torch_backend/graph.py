@@ -40,7 +40,7 @@ class Graphs:
         self._ready = ready
         self._scratch = scratch
         self._told = told
-        self._captured: OrderedDict[Key, Captured | None] = OrderedDict()  # None: seen once
+        self._captured: OrderedDict[Key, Captured | None] = OrderedDict()  # None: has run
         self._works = True
 
     def __call__(self, *inputs: Any) -> Tensor:
@@ -48,8 +48,7 @@ class Graphs:
         *tensors, check = inputs
         key = tuple(each.shape for each in tensors)
         if not self._works or not self._ready() or key not in self._captured:
-            if self._works and self._ready():
-                self._remember(key, None)
+            self._remember(key, None)
             return self._transformer(*inputs)
         check()
         captured = self._captured[key]
@@ -83,7 +82,7 @@ class Graphs:
             self._scratch.clear()  # buffers of its own are made in the graph's memory, and stay there
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may ask how much memory is used
                 output = self._transformer(*inputs, lambda: None)
             return Captured(graph, inputs, output, self._scratch.buffers() if self._scratch else [])
         finally:
