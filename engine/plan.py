@@ -242,6 +242,11 @@ def is_big(pack: Pack) -> bool:
     return pack.transformer.bytes_on_disk >= BIG_TRANSFORMER
 
 
+def bears_int8(pack: Pack) -> bool:
+    """Whether the transformer's codes are a sign or nothing, so that layers can be multiplied as bytes."""
+    return pack.transformer.quantization is not None and pack.transformer.quantization.bits in INT8_BITS
+
+
 def _on_cpu(hardware: Hardware, pack: Pack, remark: str, rates: Numbers | None, int8: bool | None) -> Plan:
     """float32 for a small pack; for a big one what this processor multiplies fastest, measured if it was measured."""
     where = hardware.reason if hardware.kind == "cpu" else f"cpu: {hardware.cores} cores"
@@ -272,7 +277,7 @@ def _as_bytes(
     pack: Pack, rates: Numbers | None, int8: bool | None, worth_it: float = WORTH_IT
 ) -> tuple[bool, str]:
     """Whether packed layers are multiplied as bytes, and the words that say so ("" where nobody would ask)."""
-    if pack.transformer.quantization is None or pack.transformer.quantization.bits not in INT8_BITS:
+    if not bears_int8(pack):
         return False, ""
     if int8 is not None:
         return int8, f"; int8 {'for the layers that bear it' if int8 else 'nowhere'}, because it was asked for"

@@ -30,7 +30,7 @@ def rates(data_dir: Path, hardware: Hardware) -> Numbers | None:
 
 
 def keep_rates(data_dir: Path, hardware: Hardware, gflops: Numbers) -> None:
-    if hardware.kind == "cuda":
+    if not gflops["float32"]:  # a card, where nobody asks for it
         words = " and ".join(f"{gflops[name] / 1000:.0f} in {name}" for name in FORMATS[1:])
         sentence = f"{hardware.name}: {words} (TFLOP/s of a packed layer)"
     else:

@@ -51,7 +51,7 @@ CONFIG = {
 VAE = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 32, "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2, "norm_num_groups": 32, "act_fn": "silu", "mid_block_add_attention": True,
-    "force_upcast": True, "sample_size": 1024, "batch_norm_eps": 1e-4, "batch_norm_momentum": 0.1,
+    "sample_size": 1024, "batch_norm_eps": 1e-4, "batch_norm_momentum": 0.1,
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
     "use_quant_conv": True, "use_post_quant_conv": True, "patch_size": [2, 2],
 }  # fmt: skip

@@ -339,9 +339,11 @@ class TorchBackend:
         """The plan; for a big pack where nobody has measured products yet, after measuring them."""
         rates, room = products.rates(self.data_dir, self.hardware), self._available()
         decided = plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
-        if decided.backend != "torch" or rates or not plan.is_big(pack):
+        on_card = decided.device == "cuda"  # where only int8 depends on it
+        open_question = plan.bears_int8(pack) and self.int8 is None if on_card else True
+        if rates or not plan.is_big(pack) or not open_question:
             return decided
-        rates = measure() if decided.device == "cpu" else measure_card()
+        rates = measure_card() if on_card else measure()
         products.keep_rates(self.data_dir, self.hardware, rates)
         return plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
 
