@@ -16,8 +16,9 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from engine import torch_backend  # noqa: F401 before torch: it says how long torch's threads spin
 
@@ -42,6 +43,17 @@ OUTS = ("linear_out", "to_out", "to_add_out")
 Clock = Callable[[], float]
 
 
+def products(config: Mapping[str, Any], tokens: tuple[int, int]) -> dict[tuple[int, int, int], int]:
+    """How often a step makes the packed product [m, k] x [k, n], by (m, k, n); `tokens` (image, text)."""
+    joint, width = sum(tokens), config["num_attention_heads"] * config["attention_head_dim"]
+    hidden, double, single = int(width * config["mlp_ratio"]), config["num_layers"], config["num_single_layers"]
+    found = {(joint, width, 3 * width + 2 * hidden): single, (joint, width + hidden, width): single}
+    for m in tokens:
+        for shape, count in (((m, width, width), 4), ((m, width, 2 * hidden), 1), ((m, hidden, width), 1)):
+            found[shape] = found.get(shape, 0) + count * double
+    return found
+
+
 class Floor:
     """Best seconds so far of every product of a step, and of its attention; `tokens` (image, text)."""
 
@@ -49,13 +61,8 @@ class Floor:
         config, joint = pack.transformer.config, sum(tokens)
         self._clock = clock
         self._heads = (1, config["num_attention_heads"], joint, config["attention_head_dim"])
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        hidden, double, single = int(width * config["mlp_ratio"]), config["num_layers"], config["num_single_layers"]
-        self._blocks = double + single
-        self._products = {(joint, width, 3 * width + 2 * hidden): single, (joint, width + hidden, width): single}
-        for m in tokens:
-            for shape, count in (((m, width, width), 4), ((m, width, 2 * hidden), 1), ((m, hidden, width), 1)):
-                self._products[shape] = self._products.get(shape, 0) + count * double
+        self._blocks = config["num_layers"] + config["num_single_layers"]
+        self._products = products(config, tokens)
         self._best: dict[object, float] = {}
 
     def measure(self) -> None:
