@@ -4,15 +4,15 @@
     python -m tests.cuda --small --device cpu          # tries the bench itself, in a minute or two
 
 The parts: `floor`, the same products and attention by torch alone; `int8` and `plain`, the engine with and without
-integer products; `cold`, `python app.py generate` from the start of its process; `dense`, diffusers' pipeline with dense
-bfloat16 weights, eager and with compiled blocks and decoder; `float8`, the same with e4m3 products by row; `gemlite`, our
-transformer with its packed layers as gemlite multiplies them (the package must be there). Weights are random, shapes the
-4B model's, and all weights lie in the page cache.
+integer products; `dense`, diffusers' pipeline with dense bfloat16 weights, eager and with compiled blocks and decoder;
+`cold`, `python app.py generate` from the start of its process; `float8`, the dense pipeline with e4m3 products by row;
+`gemlite`, our transformer with its packed layers as gemlite multiplies them (the package must be there). Weights are
+random, shapes the 4B model's, and all weights lie in the page cache.
 
 Every part is a process of its own. All prepare side by side, while the pack is written; then they measure one after the
-other, and who has not finished preparing is stopped meanwhile. Rows go to FOLDER/cuda.jsonl as they come, what the parts
-print to FOLDER/PART.log. Where a part fails or takes too long the others go on. `--pause` stops somebody else's
-processes while something is timed.
+other, and who has not finished preparing is stopped meanwhile. Rows go to FOLDER/cuda.jsonl as they come, at last what
+all parts printed to FOLDER/cuda.log. Where a part fails or takes too long the others go on. `--pause` stops somebody
+else's processes while something is timed.
 """
 
 import argparse
@@ -34,6 +34,9 @@ from tests.cuda_parts import PARTS, arguments, resume, stop
 ROOT = Path(__file__).parent.parent
 SECONDS = {"floor": 25, "int8": 60, "plain": 50, "cold": 75, "dense": 50, "float8": 30, "gemlite": 40}  # to measure
 PREPARE = 110  # seconds; who takes longer measures last
+REMARKS = (
+    "written_s", "compile_s", "kernels_after_s", "tuned_s", "error", "psnr", "ready_after_s", "imported_s", "failed",
+)  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -48,7 +51,7 @@ class Child:
         flags += ["--pause", args.pause] if args.pause else []
         caches = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
         environment = os.environ | {key: str(args.work / f"{name}-{part}") for key, name in caches.items()}
-        self.log = args.out / f"{part}.log"
+        self.log = args.work / f"{part}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.cuda_parts", part, *flags], cwd=ROOT, env=environment, bufsize=0,
@@ -150,6 +153,8 @@ def run(args: argparse.Namespace, rows: Rows) -> None:
     finally:
         for child in children:
             child.end()
+        logs = (f"== {child.part}\n{child.log.read_text(errors='replace')[-20_000:]}\n" for child in children)
+        (args.out / "cuda.log").write_text("".join(logs))
         if args.pause:
             resume(stop(args.pause))  # whom a killed part has left stopped goes on
 
@@ -182,8 +187,9 @@ def table(rows: list[Row]) -> None:
         if "rates" in row:
             print(f"TFLOP/s {row['rates']}, copying {row['copy_gb_s']} GB/s (read and written)")
         if "products_tflop" in row:
-            print(f"{row['size']}: TFLOP products {row['products_tflop']}, attention {row['attention_tflop']} at "
-                  f"{row['attention_tflop_s']} a second, VAE {row['vae_tflop']}, encoder {row['encoder_tflop']}")  # fmt: skip
+            attention = f"attention {row['attention_tflop']} at {row['attention_tflop_s']} a second"
+            print(f"{row['size']}: TFLOP products {row['products_tflop']}, {attention}, VAE {row['vae_tflop']}, "
+                  f"encoder {row['encoder_tflop']}")  # fmt: skip
     print(f"{'':28}{'picture':>9}{'encode':>9}{'step':>9}{'decode':>9}{'peak GB':>9}{'first':>9}{'spread':>16}")
     sizes = sorted({tuple(row["size"]) for row in rows if "size" in row})
     for size in sizes:
@@ -195,8 +201,7 @@ def table(rows: list[Row]) -> None:
         if "product" in row:
             print(f"product {row['product']}: " + ", ".join(f"{k} {v}" for k, v in row.items() if k.endswith("_ms")))
     for row in rows:
-        wanted = ("written_s", "compile_s", "tuned_after_s", "error", "psnr", "ready_after_s", "imported_s", "failed")
-        if any(key in row for key in wanted):
+        if any(key in row for key in REMARKS):
             print({key: value for key, value in row.items() if key not in ("log", "reason")})
 
 
@@ -214,7 +219,7 @@ def line(row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="4B pictures on an NVIDIA card against the floor and other engines.")
-    parser.add_argument("--out", type=Path, default=None, help="where rows and logs go (a temporary folder)")
+    parser.add_argument("--out", type=Path, default=None, help="where cuda.jsonl and cuda.log go (a temporary folder)")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--limit", type=float, default=225, help="seconds for everything")
     parser.add_argument("--patience", type=float, default=1, help="times the seconds that a part may take")

@@ -1,7 +1,7 @@
 """What `tests.cuda` measures, each part in a process of its own: see there.
 
-A part is a generator: it prepares (imports, building, compiling), yields, and measures when it is resumed. What it finds
-it says in lines of JSON on stdout; everything else that anybody prints goes to stderr.
+A part is a generator: it prepares (imports, building, compiling), yields, and measures when it is resumed. What it
+finds it says in lines of JSON on stdout; everything else that anybody prints goes to stderr.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ PROMPT = "a bonsai tree in a quiet ceramic studio, soft morning light"
 E4M3_MAX = 448.0
 Size = tuple[int, int]
 Part = Iterator[None]
+Made = tuple[float, Picture]  # and its seconds
 
 
 class Bench:
@@ -54,6 +56,7 @@ class Bench:
         self.dtype = torch.bfloat16
         self.cuda = self.device == "cuda"
         self.compiler = args.compiler
+        self.layer = tuple(args.layer or ())
 
     def say(self, **facts: Any) -> None:
         self._rows.write(json.dumps({"part": self.part, **facts}) + "\n")
@@ -188,8 +191,6 @@ def card(bench: Bench) -> None:
 
         facts["triton"] = triton.__version__
     if bench.cuda:
-        import subprocess
-
         start = time.perf_counter()
         query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit,memory.used"]
         done = subprocess.run([*query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
@@ -257,7 +258,7 @@ def ours(bench: Bench, int8: bool | None) -> Part:
     backend = TorchBackend(machine, bench.work / f"data-{bench.part}", int8)
     number = iter(range(1000))
 
-    def picture(size: Size, words: str | None = None) -> tuple[float, Picture]:
+    def picture(size: Size, words: str | None = None) -> Made:
         seed = next(number)
         request = Request(words or f"{PROMPT}, number {seed}", str(bench.pack), seed, *size, STEPS)
         start = time.perf_counter()
@@ -279,7 +280,7 @@ def ours(bench: Bench, int8: bool | None) -> Part:
             told(bench, "encoder gone", size, [picture(size, f"{PROMPT} and {size}") for _ in range(3)])
 
 
-def told(bench: Bench, way: str, size: Size, runs: list[tuple[float, Picture]], **others: tuple[float, Picture]) -> None:
+def told(bench: Bench, way: str, size: Size, runs: list[Made], **others: Made) -> None:
     def middle(name: str) -> float:
         return statistics.median(getattr(made.seconds, name) for _, made in runs)
 
@@ -303,8 +304,8 @@ def keep(bench: Bench, size: Size, made: Picture) -> None:
     np.save(bench.work / f"{bench.part}-{size[0]}.npy", made.pixels)
     for other in bench.work.glob(f"*-{size[0]}.npy"):
         if (name := other.name.rpartition("-")[0]) != bench.part:
-            off = np.load(other).astype(np.float64) - made.pixels
-            bench.say(size=size, psnr_against=name, psnr=round(float(10 * np.log10(255**2 / max(1e-9, (off**2).mean()))), 1))
+            off = float(np.square(np.load(other).astype(np.float64) - made.pixels).mean())
+            bench.say(size=size, psnr_against=name, psnr=round(10 * float(np.log10(255**2 / max(1e-9, off))), 1))
 
 
 def cold(bench: Bench) -> Part:
@@ -348,7 +349,7 @@ def peer(bench: Bench, in_float8: bool) -> Part:
 
 
 def pipeline(bench: Bench) -> Any:
-    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+    import diffusers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     from tests.packs.full import FIRST_SPECIAL, write_tokenizer
@@ -365,16 +366,17 @@ def pipeline(bench: Bench) -> Any:
     torch.set_default_dtype(bench.dtype)
     try:
         with torch.device(bench.device):
-            transformer = Flux2Transformer2DModel.from_config({**configs.transformer, "guidance_embeds": False})
-            vae = AutoencoderKLFlux2.from_config(configs.vae)
+            transformer = diffusers.Flux2Transformer2DModel.from_config(configs.transformer)
+            vae = diffusers.AutoencoderKLFlux2.from_config(configs.vae)
             encoder = Qwen3ForCausalLM(Qwen3Config(**configs.text_encoder))
     finally:
         torch.set_default_dtype(before)
     for part in (transformer, vae, encoder):
         part.eval().requires_grad_(False)
         fill(part)
-    pipe = Flux2KleinPipeline(
-        FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER), vae, encoder, tokenizer, transformer, is_distilled=True
+    pipe = diffusers.Flux2KleinPipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER), vae, encoder, tokenizer, transformer,
+        is_distilled=True,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -498,63 +500,61 @@ def put(module: nn.Module, twin: Callable[[nn.Linear], nn.Module]) -> None:
 def gemlite(bench: Bench) -> Part:
     twin = gemlite_twin(bench)
     transformer = bare_transformer(bench, twin)
-    wide = bench.configs.transformer["num_attention_heads"] * bench.configs.transformer["attention_head_dim"]
-    hidden = int(wide * bench.configs.transformer["mlp_ratio"])
-    pairs = [(wide, 3 * wide + 2 * hidden), (wide + hidden, wide)]
-    layers = {pair: twin(nn.Linear(*pair, bias=False, device="meta")) for pair in pairs}
-    counts = [1, 16, 512, *(sum(bench.tokens(size)) for size in bench.sizes)]
-
-    def every() -> None:
-        for size in reversed(bench.sizes):
-            step(bench, transformer, size)()
-        for pair, m in ((pair, m) for pair in pairs for m in counts):
-            layers[pair](random_like(bench, m, pair[0], dtype=torch.float16))
-        bench.wait()
-
-    with torch.inference_mode():
-        tuned = Tuned() if bench.cuda else None
-        started = time.perf_counter()
-        if tuned:  # all of gemlite's own list on the largest product; its best of the rest
-            layers[pairs[0]](random_like(bench, counts[-1], wide, dtype=torch.float16))
-            tuned.narrow()
-        every()
-        bench.say(tuned_after_s=round(time.perf_counter() - started, 1))
+    joint, counts = layers_of(bench)[-2:], [1, 16, TEXT, *(sum(bench.tokens(size)) for size in bench.sizes)]
+    layers = {pair: twin(nn.Linear(*pair, bias=False, device="meta")) for pair in joint}
+    started = time.perf_counter()
+    compile_kernels(bench)
+    bench.say(kernels_after_s=round(time.perf_counter() - started, 1))
     bench.forget()
     yield
     with bench.quiet(), torch.inference_mode():
-        if tuned:
-            tuned.again()  # with nothing else on the card; every kernel is compiled by now
-        every()
         for size in bench.sizes:
-            work = step(bench, transformer, size)
-            finite = bool(work().isfinite().all())
-            bench.say(way="alone", size=size, step_s=bench.median(work, 5), finite=finite)
+            work, start = step(bench, transformer, size), time.perf_counter()
+            finite = bool(work().isfinite().all())  # here it chooses among its block sizes
+            tuned = round(time.perf_counter() - start, 1)
+            bench.say(way="alone", size=size, step_s=bench.median(work, 5), finite=finite, tuned_s=tuned)
         compare_products(bench, layers, counts)
 
 
-class Tuned:
-    """gemlite's wide kernel, its choice among block sizes bounded: each shape compiles every candidate anew."""
+def layers_of(bench: Bench) -> list[Size]:
+    """(inputs, outputs) of all packed layers; the last two are those of the single blocks."""
+    from tests.floor import products
 
-    FEW = 3
+    found = dict.fromkeys((k, n) for _, k, n in products(bench.configs.transformer, bench.tokens(bench.sizes[-1])))
+    single = list(found)[:2]
+    return [*(pair for pair in found if pair not in single), *single]
 
-    def __init__(self) -> None:
-        from gemlite.core import GEMLITE_TRITON_KERNELS
-        from triton.testing import do_bench
 
-        self.kernels = [kernel for each in GEMLITE_TRITON_KERNELS for kernel in each.kernel]
-        for kernel in self.kernels:
-            kernel.do_bench = lambda call, quantiles: do_bench(call, warmup=3, rep=12, quantiles=quantiles)
+def compile_kernels(bench: Bench) -> None:
+    """All candidates of gemlite's own choice of block sizes, into Triton's cache on disk: a process for each shape,
+    since each shape compiles a dozen kernels anew."""
+    command = [sys.executable, "-m", "tests.cuda_parts", "kernels", "--device", bench.device]
+    command += ["--small"] if bench.small else []
+    started = [
+        subprocess.Popen([*command, "--layer", *map(str, pair)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        for pair in layers_of(bench)
+    ]
+    for process in started:
+        process.wait()
 
-    def narrow(self) -> None:
-        for kernel in self.kernels:
-            if timings := getattr(kernel, "configs_timings", None):
-                kernel.configs = sorted(timings, key=lambda config: timings[config][0])[: self.FEW]
-            else:
-                kernel.configs = kernel.configs[: 2 * self.FEW]
 
-    def again(self) -> None:
-        for kernel in self.kernels:
-            kernel.cache.clear()
+def kernels(bench: Bench) -> Part:
+    layer = gemlite_twin(bench)(nn.Linear(*bench.layer, bias=False, device="meta"))
+    wide = sum(bench.tokens(bench.sizes[-1]))
+    with torch.inference_mode():
+        for m in (wide, 16, 1) if bench.layer in layers_of(bench)[-2:] else (wide,):
+            layer(random_like(bench, m, bench.layer[0], dtype=torch.float16))
+            bench.wait()
+    yield
+
+
+def hurry() -> None:
+    """Triton's choice among candidates in a tenth of the time that it would take."""
+    from gemlite.core import GEMLITE_TRITON_KERNELS
+    from triton.testing import do_bench
+
+    for kernel in (kernel for each in GEMLITE_TRITON_KERNELS for kernel in each.kernel):
+        kernel.do_bench = lambda call, quantiles: do_bench(call, warmup=3, rep=12, quantiles=quantiles)
 
 
 def gemlite_twin(bench: Bench) -> Callable[[nn.Linear], nn.Module]:
@@ -570,6 +570,7 @@ def gemlite_twin(bench: Bench) -> Callable[[nn.Linear], nn.Module]:
         return lambda layer: Stand(*parts(layer))
     from gemlite.helper import A16Wn
 
+    hurry()
     maker = A16Wn(device=bench.device + ":0", dtype=torch.float16, packing_bitwidth=8)
     checked = False
 
@@ -641,7 +642,7 @@ def compare_products(bench: Bench, layers: dict[Size, nn.Module], counts: list[i
             def expanded(x: Tensor = x, codes: Tensor = codes, scales: Tensor = scales) -> Tensor:
                 return F.linear(x, expand(codes, scales, -scales, 2, bench.dtype, CENTRES[2]))
 
-            ways = {"gemlite": lambda f=layer, x=x16: f(x), "expand": expanded, "cublas": lambda x=x, w=w: F.linear(x, w)}
+            ways = {"gemlite": partial(layer, x16), "expand": expanded, "cublas": partial(F.linear, x, w)}
             times = {f"{name}_ms": round(1e3 * bench.median(work), 3) for name, work in ways.items()}
             bench.say(product=[m, k, n], **times)
 
@@ -669,14 +670,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One part of tests.cuda; started by it.")
-    parser.add_argument("part", choices=tuple(PARTS))
+    parser.add_argument("part", choices=(*PARTS, "kernels"))
+    parser.add_argument("--layer", type=int, nargs=2, help="of kernels: inputs and outputs")
     arguments(parser)
     args = parser.parse_args()
     rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     bench = Bench(args, rows)
     torch.manual_seed(0)
-    part = PARTS[args.part](bench)
+    part = (PARTS | {"kernels": kernels})[args.part](bench)
     started = time.perf_counter()
     next(part)
     bench.say(ready_after_s=round(time.perf_counter() - started, 1))
