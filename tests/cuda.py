@@ -144,11 +144,11 @@ def run(args: argparse.Namespace, rows: Rows) -> None:
     try:
         if not (args.pack / "model_index.json").exists():
             write_pack(args, rows)
-        listen(children, left(PREPARE), lambda: all(child.ready or child.over for child in children))
+        listen(children, left(args.patience * PREPARE), lambda: all(child.ready or child.over for child in children))
         waiting = sorted(children, key=lambda child: not child.ready)  # stable: as they were named
         for child in waiting:
             if not child.ready and not child.over:
-                listen(children, left(60), lambda child=child: child.ready or child.over)
+                listen(children, left(args.patience * 60), lambda child=child: child.ready or child.over)
             measure(child, children, left(args.patience * SECONDS[child.part]))
     finally:
         for child in children:

@@ -265,19 +265,18 @@ def ours(bench: Bench, int8: bool | None) -> Part:
         made = next(a for a in backend.generate(request, lambda: False) if isinstance(a, Picture))
         return time.perf_counter() - start, made
 
-    for size in bench.sizes:
-        with bench.quiet():
-            first = picture(size)
-            second = picture(size)
+    with bench.quiet():
+        for size in bench.sizes:
+            first, second = picture(size), picture(size)
             runs = [picture(size) for _ in range(bench.count)]
-        keep(bench, size, first[1])
-        told(bench, "warm", size, runs, first=first, second=second)
-    decide = backend._decide
-    backend._decide = lambda pack, request: replace(decide(pack, request), keep_text_encoder=False)  # type: ignore[method-assign]
-    for size in bench.sizes:
-        with bench.quiet():
-            told(bench, "encoder leaves", size, [picture(size, f"{PROMPT} and {size}")])
-            told(bench, "encoder gone", size, [picture(size, f"{PROMPT} and {size}") for _ in range(3)])
+            keep(bench, size, first[1])
+            told(bench, "warm", size, runs, first=first, second=second)
+        decide = backend._decide
+        backend._decide = lambda pack, request: replace(decide(pack, request), keep_text_encoder=False)
+        for size in bench.sizes:
+            words = f"{PROMPT} and {size}"
+            told(bench, "encoder leaves", size, [picture(size, words)])
+            told(bench, "encoder gone", size, [picture(size, words) for _ in range(3)])
 
 
 def told(bench: Bench, way: str, size: Size, runs: list[Made], **others: Made) -> None:
@@ -338,13 +337,12 @@ def peer(bench: Bench, in_float8: bool) -> Part:
     bench.forget()
     yield
     kept = {module: vars(module).get("_compiled_call_impl") for module in compiled}
-    for way in ("compiled",) if in_float8 else ("eager", "compiled"):
-        for module, call in kept.items():
-            module._compiled_call_impl = call if way == "compiled" else None
-        for size in bench.sizes:
-            with bench.quiet():
-                measure_peer(bench, pipe, way, size)
     with bench.quiet():
+        for way in ("compiled",) if in_float8 else ("eager", "compiled"):
+            for module, call in kept.items():
+                module._compiled_call_impl = call if way == "compiled" else None
+            for size in bench.sizes:
+                measure_peer(bench, pipe, way, size)
         without_encoder(bench, pipe)
 
 
