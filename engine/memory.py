@@ -20,7 +20,8 @@ TILE_HALO = 64  # pixels around a VAE tile that its convolutions look at
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Predicted bytes. `peak` is the most at any moment, libraries included; the others are the parts it is made of."""
+    """Predicted bytes. `peak` is the most at any moment, libraries included; the others are the parts it is made of.
+    `recorded` is what a card's graphs of steps hold (torch_backend/graph.py), until the text encoder must leave."""
 
     libraries: int
     encoder: int
@@ -29,13 +30,14 @@ class Need:
     encoding: int
     denoising: int
     decoding: int
+    recorded: int = 0
 
     def peak(self, keep_text_encoder: bool) -> int:
         """The worst of the three phases. A kept text encoder is in memory in all of them."""
-        kept = self.encoder if keep_text_encoder else 0
+        kept, recorded = (self.encoder, self.recorded) if keep_text_encoder else (0, 0)
         return self.libraries + max(
             self.encoder + self.encoding,
-            kept + self.transformer + self.decoder + max(self.denoising, self.decoding),
+            kept + self.transformer + self.decoder + max(self.denoising, recorded + self.decoding),
         )
 
 
@@ -54,14 +56,16 @@ def need(
     `int8`: packed layers are multiplied as bytes."""
     tokens = math.prod(size) // side**2 + pack.notes.text_length
     pixels = math.prod(_edge(length, tile) for length in size)
+    denoising = SCRATCH + batch * tokens * (int8_token_bytes(pack) if int8 else token_bytes(pack, dtype))
     return Need(
         libraries=LIBRARIES if cpu else 0,
         encoder=encoder_bytes(pack, dtype),
         transformer=component_bytes(pack.transformer, dtype) + (folded_bytes(pack.transformer) if int8 else 0),
         decoder=decoder_bytes(pack.vae, dtype),
         encoding=encoding_bytes(pack, dtype),
-        denoising=SCRATCH + batch * tokens * (int8_token_bytes(pack) if int8 else token_bytes(pack, dtype)),
+        denoising=denoising,
         decoding=pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype),
+        recorded=0 if cpu else denoising,
     )
 
 
@@ -110,8 +114,9 @@ def token_bytes(pack: Pack, dtype: str) -> int:
 
 
 def int8_token_bytes(pack: Pack) -> int:
-    """The same where layers multiply as bytes (torch_backend/fused.py), with float32 activations. Most is held where a
-    layer cannot bear it: the stream before and after, queries, keys and values, the output layer's input, and of this
+    """The same where layers multiply as bytes (torch_backend/fused.py), with float32 activations; a card's are
+    half as wide, and what is too much for one size is near what the graphs of two hold. Most is held where a layer
+    cannot bear it: the stream before and after, queries, keys and values, the output layer's input, and of this
     layer the modulated input, both halves of the feed-forward and one of them gated."""
     width, mlp = _widths(pack)
     return 4 * (2 * width + 3 * width + (width + mlp) + width + 3 * mlp)

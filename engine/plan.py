@@ -273,9 +273,7 @@ def _format(hardware: Hardware, pack: Pack, rates: Numbers | None) -> tuple[str,
     return "float32", "float32, because the CPU has no bfloat16 arithmetic"
 
 
-def _as_bytes(
-    pack: Pack, rates: Numbers | None, int8: bool | None, worth_it: float = WORTH_IT
-) -> tuple[bool, str]:
+def _as_bytes(pack: Pack, rates: Numbers | None, int8: bool | None, worth_it: float = WORTH_IT) -> tuple[bool, str]:
     """Whether packed layers are multiplied as bytes, and the words that say so ("" where nobody would ask)."""
     if not bears_int8(pack):
         return False, ""

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before torch and transformers are first imported
 os.environ["OMP_NUM_THREADS"] = "1"
+if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia/version").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton, where somebody has it: kernels run in NumPy
 STDERR = pytest.StashKey[int]()  # a copy, for pytest captures what tests write
 GRACE = 60.0  # seconds that pytest-timeout has before the process ends
 

@@ -1,4 +1,8 @@
-"""What a card computes in Triton against torch: on a card for real, elsewhere interpreted in NumPy."""
+"""What a card computes in Triton against torch: on a card for real, elsewhere interpreted in NumPy.
+
+Triton comes with torch for CUDA. On the CPU build it is 641 MB that nothing else needs, so tests/ doesn't install it:
+`pip install --target FOLDER triton==3.6.0`, then `PYTHONPATH=FOLDER python -m pytest tests/test_triton.py`.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -25,10 +29,9 @@ SMALL = Ways(Tiles(16, 128, 64, 4, 3, True), Tiles(16, 128, 128, 4, 3, True), wi
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run in NumPy where there is no card; they are imported in here first, since that decides it."""
+    """Kernels run in NumPy where there is no card (conftest.py)."""
     if ON_CARD:
         return
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
