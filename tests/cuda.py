@@ -1,7 +1,7 @@
 """Whole 4B pictures on an NVIDIA card, ours and other engines', in one run: seconds, memory, and the floor.
 
     python -m tests.cuda [--out FOLDER] [--parts floor,int8,dense,cold,float8,plain,gemlite] [--pause PATTERN]
-    python -m tests.cuda --small --device cpu          # tries the bench itself, in a minute or two
+    python -m tests.cuda --small --device cpu          # tries the bench itself, in some minutes
 
 The parts: `floor`, the same products and attention by torch alone; `int8` and `plain`, the engine with and without
 integer products; `dense`, diffusers' pipeline with dense bfloat16 weights, eager and with compiled blocks and decoder;
