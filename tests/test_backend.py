@@ -1,5 +1,6 @@
 """From Request to Picture on torch: what is yielded, stopping, repeating, switching models, and failing well."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
 from engine.torch_backend import backend as backend_module
 from engine.torch_backend import transformer
-from engine.torch_backend.backend import Model, TorchBackend
+from engine.torch_backend.backend import Model, TorchBackend, give_back, import_libraries
 from engine.types import BadRequest, Cancelled, EngineError, Picture, Request, Step
 from tests.packs.writers import Dims, write_pack
 from tests.peak import PeakMemory
@@ -373,3 +374,19 @@ def test_a_thread_for_each_core_unless_the_user_says_how_many(monkeypatch: pytes
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     backend_module.use_cores(replace(HARDWARE, cores=3))
     assert told == [3]
+
+
+def test_a_collection_looks_only_at_what_came_after_the_libraries(packs: Path) -> None:
+    gc.unfreeze()
+    import_libraries()
+    try:
+        assert gc.get_freeze_count() > 100_000
+        circle: list[object] = []
+        circle.append(circle)
+        seen = weakref.ref(model := Model(packs / "ternary"))
+        circle.append(model)
+        del circle, model
+        give_back()
+        assert seen() is None  # a model in a circle still goes
+    finally:
+        gc.unfreeze()
