@@ -161,6 +161,16 @@ def corner(down, across, M: tl.constexpr, N: tl.constexpr, BAND: tl.constexpr):
     return (band * BAND + inner % height) * M, inner // height * N
 
 
+@triton.jit
+def operand(source, first, rows, k, inputs, TMA: tl.constexpr, K: tl.constexpr):
+    """The k-th K inputs of the rows from `first` on, or of `rows`, from a descriptor (TMA) or an address."""
+    if TMA:
+        part = source.load([first, k * K])
+    else:  # inputs are a multiple of K
+        part = tl.load(source + rows[:, None] * inputs + k * K + tl.arange(0, K)[None])
+    return part
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def product(
     x, w, steps, w_steps, gates, out, tokens, outputs, inputs, stride, END: tl.constexpr, TMA: tl.constexpr,
@@ -182,12 +192,8 @@ def product(
     there = tl.where(there < most, there, 0)
     sums = tl.zeros((M, N), tl.int32)
     for k in range(tl.cdiv(inputs, K)):
-        if TMA:
-            a = x.load([top, k * K])
-            b = w.load([left, k * K])
-        else:  # inputs are a multiple of K
-            a = tl.load(x + here[:, None] * inputs + k * K + tl.arange(0, K)[None])
-            b = tl.load(w + there[:, None] * inputs + k * K + tl.arange(0, K)[None])
+        a = operand(x, top, here, k, inputs, TMA, K)
+        b = operand(w, left, there, k, inputs, TMA, K)
         sums = tl.dot(a, b.T, sums, out_dtype=tl.int32)
     step = tl.load(steps + rows, mask=mask, other=0)[:, None]
     # in halves, because all of a tile's results at once don't fit into the registers
@@ -226,12 +232,8 @@ def chunked_product(
     product = tl.zeros((M, N), tl.float32)
     for k in range(inputs // K):
         step = tl.load(steps + k * tokens + rows, mask=mask, other=0)[:, None]
-        if TMA:
-            a = x.load([top, k * K])
-            b = w.load([left, k * K])
-        else:  # inputs are a multiple of K
-            a = tl.load(x + here[:, None] * inputs + k * K + tl.arange(0, K)[None])
-            b = tl.load(w + there[:, None] * inputs + k * K + tl.arange(0, K)[None])
+        a = operand(x, top, here, k, inputs, TMA, K)
+        b = operand(w, left, there, k, inputs, TMA, K)
         sums = tl.dot(a, b.T, tl.full((M, N), NEAREST_BITS, tl.int32), out_dtype=tl.int32)
         product += (sums.to(tl.float32, bitcast=True) - NEAREST) * step
     finish(product, rows, columns, outputs, w_steps, gates, out, stride, mask, END)
