@@ -248,10 +248,11 @@ def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = Fals
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     step_back()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.disable()  # until the first picture: half a million objects of libraries are no garbage, and looking takes 0.8 s
+    gc.disable()  # while it imports: half a million objects of libraries are no garbage, and looking takes 0.8 s
     engine: Backend | None = None
     with suppress(Exception):  # what is wrong is said to whoever asks for a picture
         engine = _open(backend, data_dir, previews)
+    gc.enable()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (message := pipe.recv()) is not None:
             number, request = message
@@ -264,7 +265,6 @@ def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = Fals
                 pipe.send((number, None))
             except Exception as error:
                 pipe.send((number, _failure(error)))
-            gc.enable()
 
 
 def _open(backend: str, data_dir: Path, previews: bool = False) -> Backend:
