@@ -15,7 +15,7 @@ SCRATCH = 80 << 20  # expanded rows of a packed layer, the matrix library's copi
 # Bytes, by dimensions, from which on a dense weight isn't copied into another number format, but cast when it is used:
 # a big linear layer takes much longer to multiply than to cast, and a convolution uses its weight for every pixel.
 BIG_WEIGHTS = {2: 16 << 20, 4: 1 << 20}
-TILE_HALO = 64  # pixels around a VAE tile that its convolutions look at
+TILE_HALO = 4  # image tokens around a VAE tile that its convolutions look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def need(
     """What a picture of `size` (width, height) takes; `side` pixels an image token, `tile` 0: decoded in one piece.
     `int8`: packed layers are multiplied as bytes."""
     tokens = math.prod(size) // side**2 + pack.notes.text_length
-    pixels = math.prod(_edge(length, tile) for length in size)
+    pixels = math.prod(_edge(length, tile, TILE_HALO * side) for length in size)
     denoising = SCRATCH + batch * tokens * (int8_token_bytes(pack) if int8 else token_bytes(pack, dtype))
     return Need(
         libraries=LIBRARIES if cpu else 0,
@@ -69,10 +69,10 @@ def need(
     )
 
 
-def _edge(length: int, tile: int) -> int:
+def _edge(length: int, tile: int, halo: int) -> int:
     """The longest side of the pieces that `length` pixels are decoded in, with their halos."""
     pieces = math.ceil(length / tile) if tile else 1
-    return min(length, math.ceil(length / pieces) + min(2, pieces - 1) * TILE_HALO)
+    return min(length, math.ceil(length / pieces) + min(2, pieces - 1) * halo)
 
 
 def component_bytes(component: Component, dtype: str) -> int:

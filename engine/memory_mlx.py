@@ -20,7 +20,7 @@ PIXEL_CHANNELS_GPU = 6  # values a pixel and channel: a layer's input, normed, a
 def need(pack: Pack, size: tuple[int, int], side: int, dtype: str, *, cpu: bool, tile: int) -> Need:
     """What a picture of `size` (width, height) takes; `side` pixels an image token, `tile` 0: decoded in one piece."""
     tokens = math.prod(size) // side**2 + pack.notes.text_length
-    edge = math.prod(size) if not tile else min(math.prod(size), (tile + 2 * TILE_HALO) ** 2)
+    edge = math.prod(size) if not tile else min(math.prod(size), (tile + 2 * TILE_HALO * side) ** 2)
     expanded = EXPANDED_CPU if cpu else WIDTH[dtype]
     return Need(
         libraries=0,

@@ -1,6 +1,7 @@
 """Decoding in tiles against decoding in one piece: how far apart, no seams, bounded memory, stopping between tiles."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,30 @@ def test_every_tile_asks_whether_to_stop(tiny: PictureDecoder) -> None:
         tiny.decode(tokens, (32, 32), lambda: stop_at(3 * blocks), 128)
     assert len(calls) == 3 * blocks
     assert all(norm.statistics is None for norm in tiny._norms)
+
+
+@pytest.mark.parametrize("channels", [(8, 8, 16, 16), (8, 8, 8, 16, 16)])
+def test_a_tile_sees_what_its_convolutions_do(
+    channels: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same statistics everywhere, tiles are the whole picture, however many levels there are."""
+    dims = Dims(vae_channels=channels, vae_decoder_channels=channels)
+    decoder = decoder_of(open_pack(write_pack(tmp_path / "pack", "binary", dims)).vae)
+
+    def fixed(*_: object) -> None:
+        for norm in decoder._norms:
+            norm.statistics = torch.zeros(norm.norm.num_channels), torch.ones(norm.norm.num_channels)
+
+    monkeypatch.setattr(decoder, "_record_statistics", fixed)
+    torch.manual_seed(0)
+    features, decoder._check = torch.randn(1, channels[-1], 40, 40), silent
+    fixed()
+    with torch.inference_mode():
+        whole = decoder._high_levels(features)[0]
+        apart = (decoder._tiled(features, 20) - whole).abs().max() / whole.abs().max()
+        monkeypatch.setattr(vae, "TILE_HALO", 1)
+        cut = (decoder._tiled(features, 20) - whole).abs().max() / whole.abs().max()
+    assert apart < 1e-5 < cut  # two tokens: 5e-4
 
 
 def test_spans_cover_everything_once() -> None:

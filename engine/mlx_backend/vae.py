@@ -270,7 +270,7 @@ class PictureDecoder:
     def _tiled(self, features: mx.array, cells: int, check: Check) -> np.ndarray:
         """Pixels float32 [height, width, 3] of features [1, h, w, C], `cells` a side at a time."""
         _, rows, columns, _ = features.shape
-        scale, halo = self._pixels_per_cell, math.ceil(TILE_HALO / self._pixels_per_cell)
+        scale, halo = self._pixels_per_cell, TILE_HALO * PATCH
         image = np.empty((rows * scale, columns * scale, 3), np.float32)
         try:
             self._record_statistics(features, cells + 2 * halo, check)

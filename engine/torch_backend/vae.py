@@ -135,7 +135,7 @@ class PictureDecoder:
     def _tiled(self, features: Tensor, cells: int) -> Tensor:
         """Pixels float32 [3, height, width] of features [1, C, h, w], `cells` a side at a time."""
         rows, columns = features.shape[-2:]
-        scale, halo = self._pixels_per_cell, math.ceil(TILE_HALO / self._pixels_per_cell)
+        scale, halo = self._pixels_per_cell, TILE_HALO * PATCH
         image = torch.empty(3, rows * scale, columns * scale, device=features.device)
         try:
             self._record_statistics(features, cells + 2 * halo)
