@@ -70,7 +70,7 @@ def need(
 
 
 def _edge(length: int, tile: int, halo: int) -> int:
-    """The longest side of the pieces that `length` pixels are decoded in, with their halos."""
+    """The longest side of the pieces that `length` pixels are decoded in, with their halos of so many pixels."""
     pieces = math.ceil(length / tile) if tile else 1
     return min(length, math.ceil(length / pieces) + min(2, pieces - 1) * halo)
 
