@@ -1,53 +1,62 @@
-"""The seedling's world: plain shapes in ten colours on ten plain backgrounds, and how one scene becomes pixels.
+"""The seedling's world: an ink garden of sixteen things and four plain shapes, in ten colours, on paper or out of doors.
 
 A scene is exact: the checker compares pictures against it, captions are derived from it. What is held out of training
-is decided here too, so that training and evaluation cannot disagree. Knows nothing of captions, models or torch.
+is decided here too, so that training and evaluation cannot disagree. Knows no drawing, captions, models or torch.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from engine.seedling.backdrops import COLORS, OUTDOORS, PLAIN, WHITE, Backdrop
+
 SHAPES = ("circle", "square", "triangle", "ring")
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 48, 44),
-    "orange": (242, 132, 24),
-    "yellow": (250, 214, 54),
-    "green": (46, 154, 70),
-    "blue": (44, 98, 216),
-    "purple": (126, 58, 176),
-    "pink": (248, 152, 194),
-    "black": (24, 24, 28),
-    "white": (250, 250, 248),
-    "gray": (134, 138, 142),
-}
+# The colour of a thing that was asked for without one, and the one it has where the first would not be seen. With any
+# colour at all instead, a model had to choose one, and in four steps it mixed them.
+NATURAL = {
+    "circle": ("gray", "white"), "square": ("gray", "white"), "triangle": ("gray", "white"), "ring": ("gray", "white"),
+    "pine": ("green", "yellow"), "maple": ("red", "yellow"), "cherry": ("pink", "red"), "bamboo": ("green", "yellow"),
+    "moon": ("yellow", "gray"), "sun": ("orange", "red"), "mountain": ("blue", "white"), "lantern": ("red", "yellow"),
+    "boat": ("blue", "orange"), "crane": ("white", "gray"), "koi": ("orange", "white"), "bridge": ("red", "yellow"),
+    "rock": ("gray", "white"), "gate": ("red", "yellow"), "pagoda": ("purple", "yellow"),
+    "umbrella": ("purple", "yellow"),
+}  # fmt: skip
+KINDS = tuple(NATURAL)
+OBJECTS = KINDS[len(SHAPES) :]
 # What a caption leaves open, each uniform in [0, 1): how far to the right, how far down, how large, how far turned. In
 # training the noise says it (diffusion.telling_noise); beyond these, a caption and its picture are one to one.
 FREEDOM = ("across", "down", "size", "turn")
-UNSAID_COLOR = "gray"  # what things are where nobody says a colour, as the background then is white; see `unsaid_color`
 RELATIONS = ("and", "left of", "right of", "above", "below")
 MIRROR = {"and": "and", "left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
+
+def _held_out_colors() -> frozenset[tuple[str, str]]:
+    """Two of the ten colours of each kind, none of them natural to it."""
+    pairs, colors = [], tuple(COLORS)
+    for i, kind in enumerate(KINDS):
+        free = [c for c in colors if c not in NATURAL[kind]]
+        pairs += [(kind, free[3 * i % 8]), (kind, free[(3 * i + 4) % 8])]
+    return frozenset(pairs)
+
+
 # Never drawn in training. A relation is held out together with its mirror image, since both name the same scene.
-HELD_OUT_COLORS = frozenset({
-    ("circle", "green"), ("circle", "pink"), ("square", "red"), ("square", "purple"),
-    ("triangle", "orange"), ("triangle", "black"), ("ring", "blue"), ("ring", "yellow"),
-})  # fmt: skip
-HELD_OUT_COUNTS = frozenset({("circle", 3), ("square", 4), ("triangle", 2), ("ring", 3)})
-HELD_OUT_TRIPLES = frozenset({
-    ("circle", "and", "triangle"), ("square", "and", "ring"),
-    ("circle", "left of", "square"), ("triangle", "left of", "ring"), ("square", "left of", "triangle"),
-    ("ring", "above", "circle"), ("square", "above", "circle"), ("triangle", "above", "square"),
-})  # fmt: skip
+HELD_OUT_COLORS = _held_out_colors()
+HELD_OUT_COUNTS = frozenset((kind, 2 + i % 3) for i, kind in enumerate(KINDS))
+HELD_OUT_TRIPLES = frozenset(
+    (first, relation, KINDS[(i + step) % len(KINDS)])
+    for i, first in enumerate(KINDS)
+    for relation, steps in {"and": (1, 7), "left of": (2, 5), "above": (3, 9)}.items()
+    for step in steps
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One shape. `x`, `y` are its centre as fractions of width and height, `radius` a fraction of the shorter side."""
+    """One thing. `x`, `y` are its centre as fractions of width and height, `radius` a fraction of the shorter side."""
 
-    shape: str
+    kind: str
     color: str
     x: float
     y: float
@@ -59,7 +68,7 @@ class Scene:
     """What a picture must show. `relation` holds between the first and the second thing; "" for one kind of thing.
     `freedom` is how it took what nobody asked for."""
 
-    background: str
+    backdrop: Backdrop
     things: tuple[Thing, ...]
     relation: str = ""
     freedom: tuple[float, ...] = (0.5,) * len(FREEDOM)
@@ -67,12 +76,12 @@ class Scene:
     @property
     def held_out(self) -> bool:
         first = self.things[0]
-        if any((t.shape, t.color) in HELD_OUT_COLORS for t in self.things):
+        if any((t.kind, t.color) in HELD_OUT_COLORS for t in self.things):
             return True
         if not self.relation:
-            return (first.shape, len(self.things)) in HELD_OUT_COUNTS
+            return (first.kind, len(self.things)) in HELD_OUT_COUNTS
         second = self.things[1]
-        return triple_held_out(first.shape, self.relation, second.shape)
+        return triple_held_out(first.kind, self.relation, second.kind)
 
 
 def triple_held_out(first: str, relation: str, second: str) -> bool:
@@ -105,11 +114,11 @@ def _place(
     across, down, size, turn = freedom
     reach, angle = REACH[len(kinds)], (2 * turn - 1) * TILT
     things = []
-    for (shape, color), (x, y) in zip(kinds, centres, strict=True):
+    for (kind, color), (x, y) in zip(kinds, centres, strict=True):
         dx, dy = x - 0.5, y - 0.5
         x = 0.5 + dx * math.cos(angle) - dy * math.sin(angle) + (2 * across - 1) * reach
         y = 0.5 + dx * math.sin(angle) + dy * math.cos(angle) + (2 * down - 1) * reach
-        things.append(Thing(shape, color, x, y, low + (high - low) * size))
+        things.append(Thing(kind, color, x, y, low + (high - low) * size))
     return tuple(things)
 
 
@@ -117,55 +126,61 @@ def _free(rng: np.random.Generator) -> tuple[float, ...]:
     return tuple(float(value) for value in rng.random(len(FREEDOM)))
 
 
-def draw_group(rng: np.random.Generator, shape: str, color: str, count: int, background: str) -> Scene:
+def draw_group(rng: np.random.Generator, kind: str, color: str, count: int, backdrop: Backdrop) -> Scene:
     """`count` (1..4) equal things."""
     freedom = _free(rng)
-    return Scene(background, _place([(shape, color)] * count, GROUPS[count], freedom), "", freedom)
+    return Scene(backdrop, _place([(kind, color)] * count, GROUPS[count], freedom), "", freedom)
 
 
 def draw_pair(
-    rng: np.random.Generator, first: tuple[str, str], relation: str, second: tuple[str, str], background: str
+    rng: np.random.Generator, first: tuple[str, str], relation: str, second: tuple[str, str], backdrop: Backdrop
 ) -> Scene:
-    """Two things (shape, colour) in a relation; "and" puts them side by side, in the order of SHAPES and COLORS."""
+    """Two things (kind, colour) in a relation; "and" puts them side by side, in the order of KINDS and COLORS."""
     freedom, place = _free(rng), relation
     if relation == "and":
-        place = "left of" if _order(first) <= _order(second) else "right of"
-    return Scene(background, _place([first, second], PLACES[place], freedom), relation, freedom)
+        place = "left of" if order(first) <= order(second) else "right of"
+    return Scene(backdrop, _place([first, second], PLACES[place], freedom), relation, freedom)
 
 
-def _order(kind: tuple[str, str]) -> tuple[int, int]:
-    return SHAPES.index(kind[0]), list(COLORS).index(kind[1])
+def order(kind: tuple[str, str]) -> tuple[int, int]:
+    return KINDS.index(kind[0]), list(COLORS).index(kind[1])
 
 
-def other_color(rng: np.random.Generator, *taken: str) -> str:
-    free = [c for c in COLORS if c not in taken]
+def other_color(rng: np.random.Generator, backdrop: Backdrop, *taken: str) -> str:
+    """Any colour that stands out from the backdrop, but those."""
+    free = [c for c in COLORS if c not in taken and backdrop.shows(c)]
     return free[rng.integers(len(free))]
 
 
-def unsaid_color(background: str) -> str:
-    """The colour of a thing that was asked for without one: gray, or white where the background is gray.
+def natural_color(kind: str, backdrop: Backdrop) -> str:
+    first, second = NATURAL[kind]
+    return first if backdrop.shows(first) else second
 
-    No held-out pair has either colour. With any colour at all instead, a model had to choose one, and in four steps it
-    mixed them.
-    """
-    return "white" if background == UNSAID_COLOR else UNSAID_COLOR
+
+def random_backdrop(rng: np.random.Generator) -> Backdrop:
+    draw = rng.random()
+    if draw < 0.25:
+        return WHITE
+    among = PLAIN if draw < 0.6 else OUTDOORS
+    return among[rng.integers(len(among))]
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """One scene of the world, held-out ones included. A quarter can be told without any colour of things."""
-    background = "white" if rng.random() < 0.3 else list(COLORS)[rng.integers(10)]
-    plain = rng.random() < 0.25
+    """One scene of the world, held-out ones included. A third can be told without any colour of things."""
+    backdrop, plain = random_backdrop(rng), rng.random() < 0.33
 
     def thing() -> tuple[str, str]:
-        return SHAPES[rng.integers(4)], unsaid_color(background) if plain else other_color(rng, background)
+        among = SHAPES if rng.random() < 0.25 else OBJECTS
+        kind = among[rng.integers(len(among))]
+        return kind, natural_color(kind, backdrop) if plain else other_color(rng, backdrop)
 
     first = thing()
     if rng.random() < 0.55:
-        return draw_group(rng, *first, int(rng.choice([1, 2, 3, 4], p=[0.4, 0.2, 0.2, 0.2])), background)
+        return draw_group(rng, *first, int(rng.choice([1, 2, 3, 4], p=[0.4, 0.2, 0.2, 0.2])), backdrop)
     while (second := thing()) == first:  # "a red circle and a red circle" is "two red circles"
         pass
     relation = RELATIONS[rng.choice(5, p=[0.24, 0.19, 0.19, 0.19, 0.19])]
-    return draw_pair(rng, first, relation, second, background)
+    return draw_pair(rng, first, relation, second, backdrop)
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
@@ -173,37 +188,3 @@ def training_scene(rng: np.random.Generator) -> Scene:
     while (scene := random_scene(rng)).held_out:
         pass
     return scene
-
-
-def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
-    """Upright, equilateral, moved down a little so that it looks centred. Distance to the nearest edge's line."""
-    circumradius = 1.2 * r
-    y = y - 0.2 * circumradius
-    return np.maximum(0.8660254 * np.abs(x) - 0.5 * y, y) - 0.5 * circumradius
-
-
-# Signed distance in pixels from the outline, negative inside, of a shape of "radius" r around the origin (y downwards).
-DISTANCE: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
-    "circle": lambda x, y, r: np.hypot(x, y) - r,
-    "square": lambda x, y, r: np.maximum(np.abs(x), np.abs(y)) - 0.88 * r,
-    "triangle": _triangle,
-    "ring": lambda x, y, r: np.abs(np.hypot(x, y) - 0.76 * r) - 0.24 * r,
-}
-
-
-def render(scene: Scene, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3], outlines smoothed over one pixel."""
-    canvas = np.empty((height, width, 3), np.float32)
-    canvas[:] = COLORS[scene.background]
-    for thing in scene.things:
-        r = thing.radius * min(width, height)
-        cx, cy = thing.x * width, thing.y * height
-        reach = int(1.5 * r) + 2
-        x0, x1 = max(0, int(cx) - reach), min(width, int(cx) + reach + 1)
-        y0, y1 = max(0, int(cy) - reach), min(height, int(cy) + reach + 1)
-        x = np.arange(x0, x1, dtype=np.float32)[None, :] + 0.5 - cx
-        y = np.arange(y0, y1, dtype=np.float32)[:, None] + 0.5 - cy
-        cover = np.clip(0.5 - DISTANCE[thing.shape](x, y, r), 0, 1)[..., None]
-        box = canvas[y0:y1, x0:x1]
-        box += cover * (np.array(COLORS[thing.color], np.float32) - box)
-    return np.rint(canvas).astype(np.uint8)

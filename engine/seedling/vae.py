@@ -1,6 +1,7 @@
-"""Training of the seedling's autoencoder: a FLUX.2 VAE of 1.5 million parameters on pictures of the shape world.
+"""Training of the seedling's autoencoder: a FLUX.2 VAE of 1.5 million parameters on pictures of the garden.
 
-Sixteen latent channels at an eighth of the size, folded 2 x 2 into 64 channels a token; the big one folds 32 into 128.
+Sixteen latent channels at a sixteenth of the size (five levels, where the big one has four and 32 channels), folded
+2 x 2 into 64 channels a token: a picture of 256 x 256 is 64 tokens.
 Knows the scenes but no captions and no transformer.
 """
 
@@ -17,16 +18,21 @@ from torch import nn
 
 from engine.seedling import parallel
 from engine.seedling.checkpoint import Run
-from engine.seedling.scenes import random_scene, render
+from engine.seedling.drawing import render
+from engine.seedling.scenes import random_scene
 
+LEVELS = 5
+SIZE, CROP = 256, 128
 CONFIG = dict(
-    block_out_channels=(16, 32, 64, 64),
-    decoder_block_out_channels=(16, 32, 64, 96),
+    down_block_types=("DownEncoderBlock2D",) * LEVELS,  # by default it quietly builds four
+    up_block_types=("UpDecoderBlock2D",) * LEVELS,
+    block_out_channels=(16, 16, 32, 64, 64),
+    decoder_block_out_channels=(16, 16, 32, 64, 96),
     layers_per_block=1,
     latent_channels=16,
     # Few large groups: with 2 channels a group, normalising a flat picture leaves only signs and the colour is lost.
     norm_num_groups=2,
-    sample_size=128,
+    sample_size=SIZE,
 )
 # Makes neighbouring latents decode alike, so that a slightly wrong denoised latent is still a clean shape.
 LATENT_NOISE = 0.1
