@@ -20,9 +20,9 @@ from transformers import Qwen3Config, Qwen3Model
 
 from engine.prompt import template
 from engine.seedling import parallel, quantize
+from engine.seedling.backdrops import COLORS, SEASONS, TIMES, WEATHERS
 from engine.seedling.captions import caption
 from engine.seedling.checkpoint import Run
-from engine.seedling.backdrops import COLORS, SEASONS, TIMES, WEATHERS
 from engine.seedling.scenes import KINDS, Scene, order, training_scene
 from engine.seedling.tokenizer import VOCABULARY_SIZE
 
