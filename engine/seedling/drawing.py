@@ -262,13 +262,13 @@ def paper(backdrop: Backdrop, width: int, height: int) -> np.ndarray:
     wash = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None, None]
     canvas = np.broadcast_to(top + (bottom - top) * wash, (height, width, 3)).copy()
     if backdrop.weather:
-        cover = (0.5 * falling(backdrop.weather, width, height))[..., None]
+        cover = (0.7 * falling(backdrop.weather, width, height))[..., None]
         canvas += cover * (np.array(_FLAKE[backdrop.weather], np.float32) - canvas)
     return canvas
 
 
 _FLAKE = {"rain": (96, 120, 168), "snow": (255, 255, 255)}
-_CELL = 1 / 8  # of the shorter side: one drop or flake in each, a row in two moved by half
+_CELL = 1 / 6  # of the shorter side: one drop or flake in each, a row in two moved by half
 
 
 def falling(weather: str, width: int, height: int) -> np.ndarray:
@@ -278,7 +278,7 @@ def falling(weather: str, width: int, height: int) -> np.ndarray:
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / cell
     row = np.floor(y)
     u, v = (x + 0.5 * (row % 2)) % 1 - 0.5, y - row - 0.5
-    distance = stroke(u, v, 0.1, -0.3, -0.1, 0.3, 0.035) if weather == "rain" else disc(u, v, 0, 0, 0.13)
+    distance = stroke(u, v, 0.12, -0.3, -0.12, 0.3, 0.06) if weather == "rain" else disc(u, v, 0, 0, 0.17)
     return np.clip(0.5 - distance * cell, 0, 1)
 
 
