@@ -21,12 +21,12 @@ from engine.worker import Worker
 from studio.settings import data_dir
 
 PROMPTS = (
-    "two red circles on a blue background",
-    "a green triangle on a yellow background",
-    "an orange ring left of a purple square",
-    "three pink squares on a black background",
-    "a white circle above a gray triangle",
-    "four blue rings on a white background",
+    "two red lanterns at dusk",
+    "four orange koi on a blue background",
+    "a red maple leaf in autumn",
+    "a moon above a pagoda at night",
+    "a crane left of a pine",
+    "three pink umbrellas in the rain",
 )
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 OTHER = 1000  # how far the seeds of variations lie from those of pictures

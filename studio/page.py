@@ -46,13 +46,13 @@ BREATH = 0.08  # seconds that a browser has to fetch and paint a picture before 
 TABS = 500  # of which something is remembered
 
 EXAMPLES = (  # the first of each language that the model reads, then English ones up to four
-    ("en", "two red circles on a blue background"),
-    ("hi", "नीली पृष्ठभूमि पर दो लाल वृत्त"),
-    ("mr", "निळ्या पार्श्वभूमीवर दोन लाल वर्तुळे"),
-    ("ta", "நீல பின்னணியில் இரண்டு சிவப்பு வட்டங்கள்"),
-    ("en", "a green triangle on a yellow background"),
-    ("en", "an orange ring left of a purple square"),
-    ("en", "three pink squares on a black background"),
+    ("en", "two red lanterns at dusk"),
+    ("hi", "सर्दियों की रात में एक सफ़ेद सारस"),
+    ("mr", "पावसात तीन निळ्या छत्र्या"),
+    ("ta", "இரவில் ஒரு மஞ்சள் நிலா"),
+    ("en", "four orange koi on a blue background"),
+    ("en", "a red maple leaf in autumn"),
+    ("en", "a moon above a pagoda at night"),
 )
 
 

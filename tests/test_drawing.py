@@ -5,12 +5,10 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from engine.seedling import backdrops, dataset, drawing
+from engine.seedling import backdrops, dataset, drawing, scenes
 from engine.seedling.backdrops import COLORS, OUTDOORS, PLAIN, WHITE, Backdrop
 from engine.seedling.drawing import FORMS, coverage, paper, render
-from engine.seedling.scenes import (
-    GROUPS, KINDS, PLACES, RADIUS, Scene, Thing, _place, natural_color, random_scene,
-)  # fmt: skip
+from engine.seedling.scenes import GROUPS, KINDS, PLACES, RADIUS, Scene, Thing, natural_color, random_scene
 
 SIZES = [(size.width, size.height) for size in dataset.SIZES]
 BACKDROPS = (*PLAIN, *OUTDOORS)
@@ -86,7 +84,7 @@ def test_every_kind_keeps_inside_and_apart_in_every_group(width: int, height: in
     """Moved, turned and enlarged nearly as far as scenes go; everything at its utmost, a bridge loses two pixels."""
     wrong = set()
     for kind, count, moved, turn in product(KINDS, GROUPS, FAR, FAR):
-        things = _place([(kind, "red")] * count, GROUPS[count], (moved, moved, FAR[1], turn))
+        things = scenes._place([(kind, "red")] * count, GROUPS[count], (moved, moved, FAR[1], turn))
         masks = [touched(thing, width, height) for thing in things]
         if not all(inside(mask) for mask in masks):
             wrong.add((kind, count, "leaves"))
@@ -102,7 +100,7 @@ def test_every_two_kinds_keep_inside_and_apart(width: int, height: int) -> None:
         for side in (0, 1):
             masks = []
             for kind in KINDS:
-                thing = _place([(kind, "red")] * 2, PLACES[relation], (moved, moved, FAR[1], turn))[side]
+                thing = scenes._place([(kind, "red")] * 2, PLACES[relation], (moved, moved, FAR[1], turn))[side]
                 masks.append(touched(thing, width, height))
             sides.append(masks)
         assert all(inside(mask) for masks in sides for mask in masks)
@@ -134,7 +132,8 @@ def test_rendering_shows_the_scene_and_nothing_else(width: int, height: int) -> 
             assert (picture[colored] == COLORS[thing.color]).all() and colored.any()
             assert (picture[inked] == scene.backdrop.ink).all()
             assert inked.any() == (FORMS[thing.kind](np.zeros(1, np.float32), np.zeros(1, np.float32))[1] is not None)
-        np.testing.assert_array_equal(picture[rest], np.rint(paper(scene.backdrop, width, height)).astype(np.uint8)[rest])
+        bare = np.rint(paper(scene.backdrop, width, height))
+        np.testing.assert_array_equal(picture[rest], bare[rest].astype(np.uint8))
 
 
 def test_every_colour_that_is_drawn_shows_on_its_backdrop() -> None:
@@ -208,7 +207,7 @@ def test_every_backdrop_looks_its_own() -> None:
 def test_weather_always_falls_in_the_same_places(weather: str, width: int, height: int) -> None:
     """One mark in each eighth of the shorter side, whatever the sky; nothing of the paper changes between them."""
     marks = drawing.falling(weather, width, height)
-    assert marks.shape == (height, width) and 0 <= marks.min() and marks.max() == 1
+    assert marks.shape == (height, width) and marks.min() >= 0 and marks.max() == 1
     cell = min(width, height) // 8
     whole = marks[: height // cell * cell, : width // cell * cell]
     cells = whole.reshape(height // cell, cell, width // cell, cell).sum((1, 3))

@@ -218,6 +218,8 @@ def drafted(count: int) -> int:
 def with_drafts(lesson: Callable[..., Any], states: Tensor, batch: Batch) -> Batch:
     """The batch whose first ones are shown what a first step makes of their noise."""
     count = drafted(len(batch.latents))
+    if not count:  # too small a batch; diffusers refuses an empty one
+        return batch
     velocity, _, _ = ask(lesson, batch.noise[:count], torch.ones(count), states[:count], batch.size)
     return replace(batch, shown=torch.cat([batch.noise[:count] - velocity, batch.shown[count:]]))
 
