@@ -6,18 +6,19 @@ their plural and with the form in -च्या, which stands before डाव�
 
 from engine.seedling.captions.core import Language, Noun
 
+ENDINGS = {
+    ("m", "one"): "ा", ("f", "one"): "ी", ("n", "one"): "े", ("m", "many"): "े", ("n", "many"): "ी",
+}  # fmt: skip
+
 
 def agree(adjective: str, gender: str, form: str) -> str:
     """निळा: f निळी, n निळे; plural m निळे, f निळ्या, n निळी; oblique निळ्या."""
     if not adjective.endswith("ा"):
         return adjective
-    stem = adjective[:-1]
-    ending = {"one": {"f": "ी", "n": "े"}, "many": {"m": "े", "f": "्या", "n": "ी"}}
-    if form == "one":
-        return stem + ending["one"].get(gender, "ा")
-    if form == "many" and gender != "f":
-        return stem + ending["many"][gender]
-    return (stem[:-1] + "ऱ" if stem.endswith("र") else stem) + "्या"  # पांढऱ्या
+    stem, ending = adjective[:-1], ENDINGS.get((gender, form), "्या")
+    if ending == "्या" and stem.endswith("र"):
+        stem = stem[:-1] + "ऱ"  # पांढऱ्या
+    return stem + ending
 
 
 NAMES = {
