@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from engine.seedling.captions import caption
+from engine.seedling.captions import LANGUAGES, caption, vocabulary
 from engine.seedling.scenes import random_scene
 
-VOCABULARY_SIZE = 2048
+VOCABULARY_SIZE = 3072
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")
 WORD_RULE = (
@@ -23,10 +23,14 @@ WORD_RULE = (
 
 
 def train_tokenizer(seed: int = 0) -> Tokenizer:
-    """Merges from captions (each of their words becomes one token) and from everyday words (others take few)."""
+    """Merges from captions (each of their words becomes one token) and from everyday words (others take few).
+
+    Rare words of captions stand in the corpus by themselves too; merging ends where the vocabulary is full.
+    """
     rng = np.random.default_rng(seed)
     words = (Path(__file__).parent / "words.txt").read_text().split()
-    corpus = [caption(rng, random_scene(rng)) for _ in range(3000)]
+    corpus = [caption(rng, random_scene(rng), language) for language in LANGUAGES for _ in range(2000)]
+    corpus += [f" {word}" for word in sorted(vocabulary()) for _ in range(20)]
     corpus += [f" {word}" for word in words for _ in range(3)] + ["user\n", "assistant\n", "\n\n"] * 50
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -49,6 +53,6 @@ def train_tokenizer(seed: int = 0) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
