@@ -31,7 +31,7 @@ from tests.truth import truth
 
 Rng = np.random.Generator
 SIZES = [(256, 256), (128, 128), (320, 192), (192, 320)]
-CASES, ENOUGH = 60, 0.98
+CASES, ENOUGH = 50, 0.98
 
 
 def share(verdicts: list[Verdict], right: bool) -> float:
@@ -100,17 +100,17 @@ def all_a_little(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("draw", [random_scene, training_scene])
 def test_the_truth_is_accepted(draw: Callable[[Rng], Scene]) -> None:
-    assert accepted(draw, nothing, SIZES[0], 100) >= ENOUGH
+    assert accepted(draw, nothing, SIZES[0], 75) >= ENOUGH
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_the_truth_is_accepted_at_other_sizes(size: tuple[int, int]) -> None:
-    assert accepted(random_scene, nothing, size, 50) >= ENOUGH
+    assert accepted(random_scene, nothing, size, 40) >= ENOUGH
 
 
 @pytest.mark.parametrize("degrade", [blurred, jpeg, off_in_colour, noisy, warped, faint_ink, all_a_little])
 def test_what_an_eye_forgives_is_accepted(degrade: Degradation) -> None:
-    assert accepted(random_scene, degrade, SIZES[0], 50) >= ENOUGH
+    assert accepted(random_scene, degrade, SIZES[0], 40) >= ENOUGH
 
 
 Change = Callable[[Rng, Wanted], Wanted | None]
@@ -307,8 +307,8 @@ def test_a_verdict_says_why() -> None:
         (replace(wanted, backdrop=Backdrop()), "the background is autumn dusk, not white"),
         (replace(wanted, backdrop=replace(autumn, weather="snow")), "rain falls, not snow"),
         (replace(wanted, backdrop=replace(autumn, weather="")), "rain falls, not nothing"),
-        (replace(wanted, things=(("pine", "blue"), ("moon", "yellow"))), "a green pine instead of a blue one"),
-        (replace(wanted, things=(("maple", "green"), ("moon", "yellow"))), "a pine instead of a green maple"),
+        (replace(wanted, things=(("pine", "blue"), ("moon", "yellow"))), "nothing blue where a blue pine should be"),
+        (replace(wanted, things=(("maple", "green"), ("moon", "yellow"))), "a pine instead of a maple"),
         (replace(wanted, relation="above"), "nothing is above anything"),
     ]:
         assert check(picture, wrong) == Verdict(False, words)

@@ -35,7 +35,7 @@ BETWEEN = 0.38  # how far it may be on the way to any other kind; half way it is
 WINDOW = 32  # pixels a side of what a kind and a thing are compared in, which reaches
 REACH = 1.3  # radii from the centre
 NEAR, STEPS = 0.2, 2  # kinds less likely by this than the likeliest are not moved; how often the others are
-DIRT = 0.004  # share of the picture that may be something that belongs to no thing
+DIRT = 0.003  # share of the picture that may be something that belongs to no thing
 ASTRAY = 0.3  # radii from a thing's outline up to which something belongs to it
 SOFT = 0.05  # radii: how far both are blurred first, since outlines are soft and strokes a little off
 
@@ -99,13 +99,14 @@ def check(picture: np.ndarray, wanted: Wanted) -> Verdict:
     spots = _spots(view.shown, wanted)
     reason = f"nothing is {wanted.relation} anything"
     for order in _orders(view.shown, spots, wanted):
-        faults = (
-            _fault(view, spots == which, *thing, wanted) for which, thing in zip(order, wanted.things, strict=True)
-        )
-        reason = next((fault for fault in faults if fault), "as asked")
-        if reason == "as asked":
-            break
-    return Verdict(reason == "as asked", reason)
+        reason, stray = "", 0
+        for which, thing in zip(order, wanted.things, strict=True):
+            if not reason:
+                reason, pixels_astray = _fault(view, spots == which, *thing, wanted)
+                stray += pixels_astray
+        if not reason and stray <= DIRT * spots.size:
+            return Verdict(True, "as asked")
+    return Verdict(False, reason or "there is more than was asked for")
 
 
 def _smaller(picture: np.ndarray) -> np.ndarray:
@@ -327,27 +328,27 @@ def _orders(shown: np.ndarray, spots: np.ndarray, wanted: Wanted) -> Iterator[tu
 # --- What things are ---
 
 
-def _fault(view: View, mine: np.ndarray, kind: str, color: str, wanted: Wanted) -> str:
-    """In words, what keeps what is shown where it is `mine` from being that thing; "" for nothing."""
-    if (view.shown & mine).sum() < 20:
-        return f"a {color} {kind} is missing"
+def _fault(view: View, mine: np.ndarray, kind: str, color: str, wanted: Wanted) -> tuple[str, int]:
+    """In words, what keeps what is shown where it is `mine` from being that thing, "" for nothing; and how many pixels
+    of it are no part of that."""
     heap = _heap(view, mine, color, wanted)
+    if heap is None:
+        return f"nothing {color} where a {color} {kind} should be", 0
     matches = _matches(heap)
-    ours = next(match for match in matches if match.kind == kind)
+    ours = matches[kind]
+    best = max(matches.values(), key=lambda match: match.likeness)
     if ours.likeness < LIKENESS:
-        best = max(matches, key=lambda match: match.likeness)
-        return (
-            f"a {best.kind} instead of a {color} {kind}" if best.likeness >= LIKENESS else f"a thing that is no {kind}"
-        )
-    for other in matches:
-        near = other.kind != kind and other.likeness > ours.likeness - NEAR
+        return (f"a {best.kind} instead of a {kind}" if best.likeness >= LIKENESS else f"a thing that is no {kind}"), 0
+    for other in matches.values():
+        near = other is not ours and other.likeness > ours.likeness - NEAR
         if near and (part := heap.between(ours, other)) > BETWEEN:
-            which = f"between a {kind} and a {other.kind}" if part < 1 - BETWEEN else f"more like a {other.kind}"
-            return f"a thing {which} instead of a {color} {kind}"
-    if _stray(view.shown & mine, ours) > DIRT * mine.size:
-        return f"more than a {kind}"
+            if part > 1 - BETWEEN:
+                return f"a {best.kind} instead of a {kind}", 0
+            return f"a thing between a {kind} and a {other.kind}", 0
     seen = _color(view, mine, ours)
-    return "" if seen == color else f"a {seen or 'strangely coloured'} {kind} instead of a {color} one"
+    if seen != color:
+        return f"a {seen or 'strangely coloured'} {kind} instead of a {color} one", 0
+    return "", _stray(view.shown & mine, ours)
 
 
 @lru_cache(maxsize=1)
@@ -379,14 +380,6 @@ def _moments(weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     columns, rows = weight.sum(axis=-2) / total[..., None], weight.sum(axis=-1) / total[..., None]
     cx, cy = columns @ x, rows @ y
     return cx, cy, np.sqrt(columns @ (x * x) - cx * cx + 1e-9), np.sqrt(rows @ (y * y) - cy * cy + 1e-9)
-
-
-def _body_color(apart: np.ndarray, tone: np.ndarray, color: str) -> np.ndarray:
-    """The asked colour as this picture has it, RGB: where it has something near it."""
-    named = np.array(COLORS[color], np.float32)
-    pixels = (apart + tone)[_size(apart) > FOREGROUND]
-    near = pixels[_size(pixels - named) < SAME_COLOR]
-    return np.asarray(np.median(near, axis=0) if len(near) > 0.1 * len(pixels) else named)
 
 
 def _drawn(rgb: np.ndarray, ink: np.ndarray) -> np.ndarray:
@@ -451,16 +444,20 @@ class Heap:
         return float(np.vdot(seen - mine, way)) / (float(np.vdot(way, way)) + 1e-6)
 
 
-def _heap(view: View, mine: np.ndarray, color: str, wanted: Wanted) -> Heap:
-    side = min(mine.shape)
-    blur = SOFT * sum(RADIUS[len(wanted.things)]) / 2 * side
-    apart = np.where(mine[..., None], view.apart, 0)
-    rgb, ink = _body_color(apart, view.tone, color), np.array(wanted.backdrop.ink, np.float32)
+def _heap(view: View, mine: np.ndarray, color: str, wanted: Wanted) -> Heap | None:
+    """None where next to nothing of what is shown is near that colour; else it is drawn as this picture has it."""
+    apart, named = np.where(mine[..., None], view.apart, 0), np.array(COLORS[color], np.float32)
+    shown = (apart + view.tone)[view.shown & mine]
+    near = shown[_size(shown - named) < SAME_COLOR]
+    if len(near) < max(20, 0.1 * len(shown)):
+        return None
+    blur = SOFT * sum(RADIUS[len(wanted.things)]) / 2 * min(mine.shape)
     apart = ndimage.gaussian_filter(apart, (blur, blur, 0))
-    return Heap(apart, float(np.square(_felt(apart)).sum()), view.tone, rgb, ink)
+    ink = np.array(wanted.backdrop.ink, np.float32)
+    return Heap(apart, float(np.square(_felt(apart)).sum()), view.tone, np.median(near, axis=0), ink)
 
 
-def _matches(heap: Heap) -> list[Match]:
+def _matches(heap: Heap) -> dict[str, Match]:
     """The heap against every kind: each where its middle and its spread are the heap's, the likelier ones moved a
     little to where they fit best."""
     height, width = heap.apart.shape[:2]
@@ -473,7 +470,7 @@ def _matches(heap: Heap) -> list[Match]:
     places = [tuple(place) for place in np.stack([cx - xs * sizes, cy - ys * sizes, sizes, sizes], axis=1).tolist()]
     first = [Match(kind, heap.against(kind, place)[0], place) for kind, place in zip(KINDS, places, strict=True)]
     least = max(match.likeness for match in first) - NEAR
-    return [_refined(heap, match) if match.likeness > least else match for match in first]
+    return {match.kind: _refined(heap, match) if match.likeness > least else match for match in first}
 
 
 def _refined(heap: Heap, match: Match) -> Match:
@@ -487,7 +484,7 @@ def _refined(heap: Heap, match: Match) -> Match:
         x, y = _grid()[None, :, None], _grid()[:, None, None]
         slopes = np.stack([right, down, right * x, down * y]).reshape(4, -1)
         square = slopes @ slopes.T
-        step = np.linalg.solve(square + 0.02 * np.trace(square) / 4 * np.eye(4), slopes @ (drawn - seen).ravel())
+        step = np.linalg.solve(square + (0.005 * np.trace(square) + 1) * np.eye(4), slopes @ (drawn - seen).ravel())
         dx, dy, wider, higher = np.clip(step, -0.12, 0.12)
         mean = np.sqrt(place[2] * place[3])
         sx, sy = place[2] * (1 + wider), place[3] * (1 + higher)
