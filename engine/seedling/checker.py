@@ -18,7 +18,7 @@ from engine.seedling.drawing import FORMS, coverage, falling, paper
 from engine.seedling.scenes import GROUPS, KINDS, PLACES, RADIUS, Scene
 
 PALETTE, NAMES = np.array(list(COLORS.values()), np.float32), tuple(COLORS)
-SIDE = 128  # pixels of the shorter side at which things are looked at; larger pictures are averaged down to it
+SIDE = 96  # pixels of the shorter side at which things are looked at, or more: larger pictures are averaged
 # Distances are Euclidean in 0..255 RGB. The nearest colours of the palette are 87 apart.
 FOREGROUND = 38.0  # further than this from the paper is something; things are at least 85 away
 SAME_COLOR = 55.0  # nearer than this to a palette colour may be that colour,
@@ -176,14 +176,15 @@ def _fitted(profile: np.ndarray, wash: np.ndarray) -> np.ndarray:
     return np.asarray(wash + (np.median(off, axis=0) + y[:, None] * slope)[:, None])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _drops(backdrop: Backdrop, weather: str, width: int, height: int) -> np.ndarray:
     """What weather changes in a paper, float32 [height, width, 3]."""
     wash = Backdrop(backdrop.color, backdrop.time, backdrop.season)
     rained = Backdrop(backdrop.color, backdrop.time, backdrop.season, weather)
-    scale = max(1, SIDE * 2 // min(width, height))  # drawn larger and averaged, as the pictures are
+    scale = 2  # drawn larger and averaged, as pictures are
     large = paper(rained, width * scale, height * scale) - paper(wash, width * scale, height * scale)
-    return large.reshape(height, scale, width, scale, 3).mean(axis=(1, 3))
+    drops = large.reshape(height, scale, width, scale, 3).mean(axis=(1, 3))
+    return np.asarray(ndimage.gaussian_filter(drops, (0.7, 0.7, 0)))  # soft, as a model draws
 
 
 @lru_cache(maxsize=16)
@@ -222,29 +223,15 @@ def _falls(apart: np.ndarray, free: np.ndarray, backdrop: Backdrop, weather: str
     seen = (seen - means[cells].reshape(seen.shape)) * free[..., None]  # a cell's own tone says nothing
     power = np.bincount(cells, _product(seen, seen).ravel())
     strength, alike = np.zeros(len(sizes)), np.zeros(len(sizes))
-    for drop, square in _shifted(backdrop, weather, free.shape[1], free.shape[0]):
-        drawn = np.bincount(cells, (square * free).ravel()) + 1e-6
+    drops = _drops(backdrop, weather, free.shape[1], free.shape[0])
+    for shift in product((-1, 0, 1), repeat=2):
+        drop = np.roll(drops, shift, (0, 1))
+        drawn = np.bincount(cells, (_product(drop, drop) * free).ravel()) + 1e-6
         both = np.bincount(cells, _product(seen, drop).ravel())
         strength = np.maximum(strength, both / drawn)
         alike = np.maximum(alike, both / np.sqrt(drawn * power + 1e-6))
     there = (strength > FAINTEST) & (alike > ALIKE)
     return float(there[whole].mean()), float(alike[whole].mean())
-
-
-@lru_cache(maxsize=128)
-def _shifted(backdrop: Backdrop, weather: str, width: int, height: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The drops [height, width, 3] less the mean of each cell and their square [height, width], moved by a pixel in
-    every direction."""
-    cells = _cells(width, height).ravel()
-    drops = ndimage.gaussian_filter(_drops(backdrop, weather, width, height), (0.7, 0.7, 0))
-    sizes = np.maximum(np.bincount(cells), 1)[:, None]
-    out = []
-    for shift in product((-1, 0, 1), repeat=2):
-        drop = np.roll(drops, shift, (0, 1))
-        means = np.stack([np.bincount(cells, drop[..., c].ravel()) for c in range(3)], axis=1) / sizes
-        drop = (drop - means[cells].reshape(drop.shape)).astype(np.float32)
-        out.append((drop, _product(drop, drop)))
-    return out
 
 
 @lru_cache(maxsize=64)
