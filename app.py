@@ -269,8 +269,9 @@ def evaluate(args: argparse.Namespace) -> Facts:
         raise BadRequest("--prompts belongs to --export: without it the held-out prompts of the project are used")
     say = partial(print, file=sys.stderr, flush=True)  # it takes minutes: each task's score as it comes
     facts = dict(evaluation.run(model, args.limit, data, args.backend, args.lang, say))
-    for task, score in facts["tasks"].items():
-        print(f"{task:<15}{score:.3f}")
+    for scores in (facts["tasks"], facts["languages"], facts["kinds"]):
+        for name, score in scores.items():
+            print(f"{name:<15}{score:.3f}")
     print(f"{'overall':<15}{facts['overall']:.3f}  ({facts['n']} prompts, {model})")
     return facts
 
