@@ -154,7 +154,7 @@ def _by_task(asked: list[Question], right: dict[str, bool]) -> np.ndarray:
 
 
 def _draws(of_each: int) -> np.ndarray:
-    """Bootstrap samples of question numbers [samples, tasks, questions of each], alike for all models: that pairs them."""
+    """Bootstrap samples of question numbers [samples, tasks, questions of each], alike for all models."""
     return np.random.default_rng(0).integers(0, of_each, (RESAMPLES, len(TASKS), of_each))
 
 
