@@ -257,6 +257,13 @@ def evaluate(args: argparse.Namespace) -> Facts:
     from studio.settings import data_dir
 
     data = data_dir(args.data)
+    if args.retention:
+        from engine import retention
+
+        kept = retention.table(data)
+        retention.write(Path(args.retention), kept)
+        print(retention.markdown(kept))
+        return {"plot": args.retention, "models": kept}
     model = _model(args.model, data)
     if args.export:
         kind, folder = args.export
@@ -378,6 +385,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--lang", choices=languages, default="all", help="only prompts of one language")
     command.add_argument("--export", nargs=2, metavar=("LAYOUT", "DIR"), help="write pictures for geneval, dpg or hps")
     command.add_argument("--prompts", metavar="FILE", help="with --export: the benchmark's prompt file")
+    command.add_argument("--retention", metavar="FILE.svg", help="compare the kept answers of the demo models instead")
     return parser
 
 

@@ -70,14 +70,38 @@ def run(
     right = _answers(asked, known, model, backend, data_dir, say, partial(_keep, unfinished, folder))
     _keep(kept / f"{name}.json", folder, right)
     unfinished.unlink(missing_ok=True)
+    reference = {} if model == REFERENCE else answers(REFERENCE, data_dir)
+    return {"model": model, **scored(asked, right, reference)}
+
+
+def scored(asked: list[Question], right: dict[str, bool], reference: dict[str, bool]) -> dict[str, Any]:
+    """Scores of what was `asked`, and against the reference where that was asked the same."""
     scores = _by_task(asked, right)
     draws = _draws(scores.shape[1])
-    result = {"model": model, "n": len(asked), "overall": float(scores.mean()), **parts(asked, right)}
-    result["interval"] = _interval(_overall(scores, draws))
-    reference = {} if model == REFERENCE else _kept(kept / f"{REFERENCE}.json", catalog.folder_of(REFERENCE, data_dir))
-    if right.keys() <= reference.keys():
-        result["against"] = _against(scores, _by_task(asked, reference), draws)
-    return result
+    facts: dict[str, Any] = {"n": len(asked), "overall": float(scores.mean()), **parts(asked, right)}
+    facts["interval"] = _interval(_overall(scores, draws))
+    if {_key(question) for question in asked} <= reference.keys():
+        facts["against"] = _against(scores, _by_task(asked, reference), draws)
+    return facts
+
+
+def answers(model: str, data_dir: Path) -> dict[str, bool]:
+    """What the pack that lies there answered when it was last asked, by question; nothing if it never was."""
+    return _kept(data_dir / "evaluations" / f"{Path(model).name}.json", catalog.find(model, data_dir))
+
+
+def answered(per_task: int, *kept: dict[str, bool]) -> list[Question]:
+    """The longest beginning of every task that all of these answered, in the languages that all of them did; [] where
+    there is none."""
+    for number in range(per_task, 0, -1):
+        asked = questions(number)
+        spoken = [
+            language for language in LANGUAGES
+            if all(_key(q) in answers for q in asked if q.language == language for answers in kept)
+        ]  # fmt: skip
+        if spoken:
+            return [question for question in asked if question.language in spoken]
+    return []
 
 
 def parts(asked: list[Question], right: dict[str, bool]) -> dict[str, dict[str, float]]:
