@@ -12,10 +12,11 @@ import torch
 from diffusers import AutoencoderKLFlux2
 
 from engine.seedling import parallel
-from engine.seedling.scenes import Scene, render, training_scene
+from engine.seedling.drawing import render
+from engine.seedling.scenes import Scene, training_scene
 from engine.seedling.vae import fold
 
-PIXELS_A_TOKEN = 16
+PIXELS_A_TOKEN = 32
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class SizeShare:
     share: float
 
 
-SIZES = (SizeShare(128, 128, 0.82), SizeShare(64, 64, 0.06), SizeShare(160, 96, 0.06), SizeShare(96, 160, 0.06))
+SIZES = (
+    SizeShare(256, 256, 0.82), SizeShare(128, 128, 0.06), SizeShare(320, 192, 0.06), SizeShare(192, 320, 0.06)
+)  # fmt: skip
 SHARD = 500  # examples a file
 
 
@@ -55,7 +58,7 @@ def shard_path(folder: Path, size: SizeShare, number: int) -> Path:
     return folder / f"{size.width}x{size.height}-{number:03}.npy"
 
 
-def build(folder: Path, vae: AutoencoderKLFlux2, seed: int, examples: int, batch: int = 20) -> None:
+def build(folder: Path, vae: AutoencoderKLFlux2, seed: int, examples: int, batch: int = 10) -> None:
     """Encodes what is not there yet; each process of a parallel run takes its share of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for size, number in shards(examples)[parallel.rank() :: parallel.processes()]:

@@ -1,12 +1,13 @@
-"""Training of the transformer: rectified flow on cached latents, told by a frozen encoder, then low-bit branches of it.
+"""Training of the transformer: rectified flow on cached latents, then low-bit branches of it.
 
-One base run trains at a constant learning rate. Three branches of equal length leave from it: dense goes on as it is,
-ternary and binary compute with quantised block linears; all three cool down to zero. The layers are diffusers' own.
+One base run trains at a constant learning rate, and goes on with ternary block linears. Three branches of equal length
+leave from there: dense computes with the weights behind the ternary ones, binary with two values; all three cool down
+to zero. The layers are diffusers' own.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,18 @@ import numpy as np
 import torch
 from diffusers import Flux2Transformer2DModel
 from scipy.special import ndtri
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen3Model
 
 from engine.schedule import sigmas
 from engine.seedling import parallel, quantize
+from engine.seedling.backdrops import COLORS
 from engine.seedling.captions import caption
 from engine.seedling.checkpoint import Run
 from engine.seedling.dataset import PIXELS_A_TOKEN, SIZES, Latents, SizeShare, scene_of
 from engine.seedling.quantize import load_plain
-from engine.seedling.reader import HIDDEN_STATES, TEXT_LENGTH, TextBatch, encode
-from engine.seedling.scenes import COLORS, FREEDOM, SHAPES, Scene
+from engine.seedling.reader import HIDDEN_STATES, TEXT_LENGTH, TextBatch, answers, encode, spoken
+from engine.seedling.scenes import FREEDOM, KINDS, Scene
 
 STEPS = 4
 TRANSFORMER = dict(
@@ -33,12 +34,14 @@ TRANSFORMER = dict(
     joint_attention_dim=128 * len(HIDDEN_STATES), timestep_guidance_channels=256, mlp_ratio=3.0,
     axes_dims_rope=(16, 16, 16, 16), rope_theta=2000, eps=1e-6, guidance_embeds=False,
 )  # fmt: skip
-RULES = {"ternary": quantize.ternary, "binary": quantize.binary}
+RULES = {"quantized": quantize.ternary, "ternary": quantize.ternary, "binary": quantize.binary}
+CONSTANT = ("base", "quantized")  # learning rate; all others cool down
+ORDER = {"base": 0, "quantized": 1}  # of examples; the branches see the same ones
 
 
 @dataclass(frozen=True)
 class DiffusionTraining:
-    """`variant` is base, dense, ternary or binary. `batch` is per process."""
+    """`variant` is base, quantized, dense, ternary or binary. `batch` is per process."""
 
     variant: str
     steps: int
@@ -46,7 +49,7 @@ class DiffusionTraining:
     learning_rate: float = 1e-3
     warmup: int = 100
     seed: int = 0
-    brief: int = 0  # so many steps at the beginning see the last BRIEF_TEXT text tokens only
+    brief: int = 0  # so many steps at the beginning see BRIEF_TEXT tokens that say just the right answers
     compiled: bool = False  # 0.70 -> 0.59 s a step of 16 pictures on one core, after a minute and a half
 
 
@@ -65,8 +68,13 @@ def positions(tokens_high: int, tokens_wide: int) -> tuple[Tensor, Tensor]:
 
 
 # All tokens behind the prompt say the same (reader.py), and fewer cost less: 0.65 -> 0.47 s a step of 16 pictures.
+# What they say is known without captions and encoder, so these wait for the last part of the training.
 BRIEF_TEXT = 16
 VISITED_SHARE = 0.7
+VISITS = (0.45, 0.3, 0.15, 0.1)  # how often each of the four levels is practised
+# Of a batch learns at the last visited level from its own first guess instead of the truth. Without, the last step left
+# every blot of the first where it was: over four steps the error against the truth grew from .256 to .349.
+DRAFTED = 0.25
 # Below, the noise tells nothing: the picture shows where things are, and a draft is refined with noise of its own.
 TELLING = 0.6
 
@@ -78,7 +86,7 @@ def draw_sigmas(rng: np.random.Generator, count: int, image_tokens: int) -> np.n
     already visible.
     """
     visited = sigmas(image_tokens, STEPS)[:STEPS]
-    at = rng.choice(visited, count, p=[0.35, 0.25, 0.2, 0.2])
+    at = rng.choice(visited, count, p=VISITS)
     spread = 1 / (1 + np.exp(-(1.2 * rng.standard_normal(count) + 0.4)))
     return np.where(rng.random(count) < VISITED_SHARE, at, spread).astype(np.float32)
 
@@ -101,32 +109,34 @@ def telling_noise(rng: np.random.Generator, tokens: int, channels: int, freedom:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from; `there` is what lies at each image token, float32 [B, tokens, LYING]."""
+    """What a step learns from: `there` is what lies at each image token, float32 [B, tokens, LYING]; `wanted` are the
+    encoder's right answers [B, questions]. `shown` are the latents with noise on them: the truth, or a draft."""
 
     latents: Tensor
+    shown: Tensor
     noise: Tensor
     sigma: Tensor
     there: Tensor
-    ids: Tensor
-    mask: Tensor
+    wanted: Tensor
+    captions: list[str]
     size: SizeShare
 
 
-LYING = 2 + 1 + len(SHAPES) + 3  # numbers that say what lies at a token: way, size, shape, colour
+LYING = 2 + 1 + len(KINDS) + 3  # numbers that say what lies at a token: way, size, kind, colour
 
 
 def lying(scene: Scene, size: SizeShare) -> np.ndarray:
-    """float32 [tokens, LYING]: of the thing nearest to each token's middle the way there (in units of 32 pixels), its
-    size (from -2 to 2), its shape (2 for one of SHAPES) and its colour in [-1, 1]: numbers with a variance near 1."""
+    """float32 [tokens, LYING]: of the thing nearest to each token's middle the way there (in units of two tokens),
+    its size (from -2 to 2), its kind (4 for one of KINDS) and its colour in [-1, 1]: numbers with a variance near 1."""
     wide, high = size.width // PIXELS_A_TOKEN, size.height // PIXELS_A_TOKEN
     y, x = np.mgrid[:high, :wide].reshape(2, -1, 1) * PIXELS_A_TOKEN + PIXELS_A_TOKEN / 2
     dx = np.array([thing.x for thing in scene.things]) * size.width - x
     dy = np.array([thing.y for thing in scene.things]) * size.height - y
     nearest = np.hypot(dx, dy).argmin(1)
     each = np.arange(len(nearest))
-    way = np.stack([dx[each, nearest], dy[each, nearest]], axis=1) / 32
+    way = np.stack([dx[each, nearest], dy[each, nearest]], axis=1) / (2 * PIXELS_A_TOKEN)
     kinds = [
-        (4 * scene.freedom[FREEDOM.index("size")] - 2, *(2.0 * (thing.shape == shape) for shape in SHAPES),
+        (4 * scene.freedom[FREEDOM.index("size")] - 2, *(4.0 * (thing.kind == kind) for kind in KINDS),
          *(np.array(COLORS[thing.color]) / 127.5 - 1))
         for thing in scene.things
     ]  # fmt: skip
@@ -136,23 +146,25 @@ def lying(scene: Scene, size: SizeShare) -> np.ndarray:
 class Examples:
     """Batches as a function of (seed, step, process)."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, seed: int):
+    def __init__(self, folder: Path, seed: int):
         self.latents = {size: Latents(folder, size) for size in SIZES}
-        self.text, self.seed = TextBatch(tokenizer), seed
+        self.seed = seed
 
-    def batch(self, seed: int, step: int, count: int) -> Batch:
-        size = SIZES[np.random.default_rng((seed, step)).choice(len(SIZES), p=[s.share for s in SIZES])]
-        rng = np.random.default_rng((seed, step, parallel.rank()))
+    def batch(self, seed: tuple[int, ...], step: int, count: int) -> Batch:
+        size = SIZES[np.random.default_rng((*seed, step)).choice(len(SIZES), p=[s.share for s in SIZES])]
+        rng = np.random.default_rng((*seed, step, parallel.rank()))
         indices = rng.integers(0, len(self.latents[size]), count)
         latents = torch.from_numpy(self.latents[size].rows(indices))
         scenes = [scene_of(self.seed, size, int(i)) for i in indices]
         levels = draw_sigmas(rng, count, latents.shape[1])
+        levels[: drafted(count)] = sigmas(latents.shape[1], STEPS)[STEPS - 1]
         freedom = np.array([scene.freedom for scene in scenes])
         freedom[levels < TELLING] = rng.random((int((levels < TELLING).sum()), len(FREEDOM)))
         noise = torch.from_numpy(telling_noise(rng, latents.shape[1], latents.shape[2], freedom))
         there = torch.from_numpy(np.stack([lying(scene, size) for scene in scenes]))
-        ids, mask = self.text([caption(rng, scene) for scene in scenes])
-        return Batch(latents, noise, torch.from_numpy(levels), there, ids, mask, size)
+        wanted = torch.tensor([answers(scene) for scene in scenes])
+        told = [caption(rng, scene) for scene in scenes]
+        return Batch(latents, latents, noise, torch.from_numpy(levels), there, wanted, told, size)
 
 
 class Lesson(nn.Module):
@@ -188,28 +200,52 @@ class Lesson(nn.Module):
 HEAD_SHARES = (0.1, 0.3)  # of each head's error in what is trained on: they are to be heard, not to lead
 
 
-def flow_loss(lesson: Callable[..., Any], states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean squared error of the velocity noise - latents at x = (1 - sigma) latents + sigma noise; the heads' share.
-
-    `states` [B, L, D] may be the last L of all text tokens.
-    """
-    sigma = batch.sigma.view(-1, 1, 1)
-    image_ids, text_ids = positions(batch.size.height // PIXELS_A_TOKEN, batch.size.width // PIXELS_A_TOKEN)
-    velocity, heard, seen = lesson(
-        hidden_states=(1 - sigma) * batch.latents + sigma * batch.noise, encoder_hidden_states=states,
-        timestep=batch.sigma, img_ids=image_ids, txt_ids=text_ids[-states.shape[1] :],
+def ask(model: Callable[..., Any], x: Tensor, sigma: Tensor, states: Tensor, size: SizeShare) -> Any:
+    """What `model` makes of noisy latents x [B, tokens, C] at `sigma` [B]; `states` may be the last L of all text."""
+    image_ids, text_ids = positions(size.height // PIXELS_A_TOKEN, size.width // PIXELS_A_TOKEN)
+    return model(
+        hidden_states=x, encoder_hidden_states=states, timestep=sigma, img_ids=image_ids,
+        txt_ids=text_ids[-states.shape[1] :],
     )  # fmt: skip
+
+
+def drafted(count: int) -> int:
+    """How many of a batch, its first ones, learn from drafts."""
+    return round(DRAFTED * count)
+
+
+@torch.no_grad()
+def with_drafts(lesson: Callable[..., Any], states: Tensor, batch: Batch) -> Batch:
+    """The batch whose first ones are shown what a first step makes of their noise."""
+    count = drafted(len(batch.latents))
+    velocity, _, _ = ask(lesson, batch.noise[:count], torch.ones(count), states[:count], batch.size)
+    return replace(batch, shown=torch.cat([batch.noise[:count] - velocity, batch.shown[count:]]))
+
+
+def flow_loss(lesson: Callable[..., Any], states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the velocity that leads from x = (1 - sigma) shown + sigma noise straight to the latents,
+    which is noise - latents where those are shown; the heads' share."""
+    sigma = batch.sigma.view(-1, 1, 1)
+    velocity, heard, seen = ask(
+        lesson, (1 - sigma) * batch.shown + sigma * batch.noise, batch.sigma, states, batch.size
+    )
+    target = batch.noise - batch.latents + (1 - sigma) / sigma * (batch.shown - batch.latents)
     told = batch.noise.mean(dim=1, keepdim=True)[:, :, : len(FREEDOM)] * math.sqrt(batch.noise.shape[1])
     missed = HEAD_SHARES[0] * (heard - told).square().mean() + HEAD_SHARES[1] * (seen - batch.there).square().mean()
-    return (velocity - (batch.noise - batch.latents)).square().mean(), missed
+    return (velocity - target).square().mean(), missed
+
+
+def brief_states(wanted: Tensor) -> Tensor:
+    """What the encoder says of `wanted` [B, questions] where it makes no mistake, [B, BRIEF_TEXT, 3 * hidden]."""
+    return spoken(wanted).repeat(1, len(HIDDEN_STATES))[:, None].expand(-1, BRIEF_TEXT, -1)
 
 
 def train(
-    run: Run, settings: DiffusionTraining, examples: Examples, encoder: Qwen3Model, base: Run | None = None
-) -> Iterator[tuple[int, float]]:
-    """Yields (step, loss). The encoder is left alone; a branch starts from `base` and cools down."""
+    run: Run, settings: DiffusionTraining, examples: Examples, text: TextBatch, encoder: Qwen3Model,
+    base: Run | None = None,
+) -> Iterator[tuple[int, float]]:  # fmt: skip
+    """Yields (step, loss). The encoder is left alone."""
     torch.manual_seed(settings.seed)
-    is_base = settings.variant == "base"
     transformer = build_transformer(settings.variant)
     if base is not None:
         load_plain(transformer, base.weights())
@@ -220,7 +256,7 @@ def train(
 
     def rate(step: int) -> float:
         warm = min(1.0, (step + 1) / settings.warmup)
-        return warm if is_base else warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        return warm if settings.variant in CONSTANT else warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.1, fused=True
@@ -228,12 +264,16 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     start = run.resume(model=lesson, optimizer=optimizer, schedule=schedule)
     for step in range(start, settings.steps):
-        batch = examples.batch(settings.seed + (0 if is_base else 1), step, settings.batch)
-        with torch.no_grad():
-            states = encode(encoder, batch.ids, batch.mask)
+        batch = examples.batch((settings.seed, ORDER.get(settings.variant, 2)), step, settings.batch)
         if step < settings.brief:
-            states = states[:, -BRIEF_TEXT:]
-        loss, missed = flow_loss(fast if batch.size == SIZES[0] else lesson, states, batch)
+            states = brief_states(batch.wanted)
+        else:
+            with torch.no_grad():
+                states = encode(encoder, *text(batch.captions))
+        with parallel.half_precision():
+            batch = with_drafts(lesson, states, batch)
+        with parallel.half_precision():
+            loss, missed = flow_loss(fast if batch.size == SIZES[0] else lesson, states, batch)
         optimizer.zero_grad(set_to_none=True)
         (loss + missed).backward()
         parallel.average_gradients(parameters)

@@ -86,7 +86,8 @@ def _ring(x: Grid, y: Grid) -> tuple[Grid, None]:
 def _pine(x: Grid, y: Grid) -> tuple[Grid, Grid]:
     """A niwaki: three clouds on a bent trunk."""
     clouds = _join(
-        ellipse(x, y, -0.45, 0.25, 0.55, 0.27), ellipse(x, y, 0.48, -0.05, 0.5, 0.25), ellipse(x, y, -0.05, -0.62, 0.6, 0.33)
+        ellipse(x, y, -0.45, 0.25, 0.55, 0.27), ellipse(x, y, 0.48, -0.05, 0.5, 0.25),
+        ellipse(x, y, -0.05, -0.62, 0.6, 0.33),
     )  # fmt: skip
     trunk = _join(
         stroke(x, y, 0.05, 0.95, -0.08, 0.35, 0.11), stroke(x, y, -0.08, 0.35, 0.15, -0.15, 0.09),
@@ -125,10 +126,8 @@ def _bamboo(x: Grid, y: Grid) -> tuple[Grid, Grid]:
         ellipse(x, y, -0.8, -0.62, 0.3, 0.1, 0.6), ellipse(x, y, 0.34, -0.85, 0.3, 0.1, -0.6),
         ellipse(x, y, 0.84, -0.42, 0.28, 0.1, 0.7),
     )  # fmt: skip
-    joints = _join(
-        *(box(x, y, cx, cy, 0.17, 0.04) for cx, cy in ((-0.55, -0.2), (-0.55, 0.4), (0.0, -0.45), (0.0, 0.15), (0.0, 0.7), (0.55, -0.05), (0.55, 0.5)))
-    )  # fmt: skip
-    return canes, joints
+    joints = ((-0.55, -0.2), (-0.55, 0.4), (0.0, -0.45), (0.0, 0.15), (0.0, 0.7), (0.55, -0.05), (0.55, 0.5))
+    return canes, _join(*(box(x, y, cx, cy, 0.17, 0.04) for cx, cy in joints))
 
 
 def _moon(x: Grid, y: Grid) -> tuple[Grid, None]:
@@ -145,7 +144,8 @@ def _sun(x: Grid, y: Grid) -> tuple[Grid, None]:
 def _mountain(x: Grid, y: Grid) -> tuple[Grid, Grid]:
     """Two peaks, with three strokes down their sides."""
     peaks = _join(
-        polygon(x, y, (-0.3, -0.9), (0.62, 0.72), (-1.1, 0.72)), polygon(x, y, (0.55, -0.25), (1.12, 0.72), (-0.1, 0.72))
+        polygon(x, y, (-0.3, -0.9), (0.62, 0.72), (-1.1, 0.72)),
+        polygon(x, y, (0.55, -0.25), (1.12, 0.72), (-0.1, 0.72)),
     )
     strokes = _join(
         stroke(x, y, -0.3, -0.62, -0.42, -0.05, 0.05), stroke(x, y, -0.18, -0.35, -0.08, 0.25, 0.05),
@@ -189,15 +189,16 @@ def _koi(x: Grid, y: Grid) -> tuple[Grid, Grid]:
         ellipse(x, y, -0.2, 0, 0.75, 0.42), polygon(x, y, (0.38, 0.0), (1.02, -0.5), (0.84, 0.0)),
         polygon(x, y, (0.38, 0.0), (0.84, 0.0), (1.02, 0.5)),
     )  # fmt: skip
-    bands = _join(ellipse(x, y, 0.0, 0, 0.09, 0.3), ellipse(x, y, 0.28, 0, 0.07, 0.22), ellipse(x, y, -0.1, -0.46, 0.3, 0.1, -0.2))
-    return body, _join(disc(x, y, -0.62, -0.1, 0.09), bands)
+    bands = _join(ellipse(x, y, 0.0, 0, 0.09, 0.3), ellipse(x, y, 0.28, 0, 0.07, 0.22))
+    return body, _join(disc(x, y, -0.62, -0.1, 0.09), bands, ellipse(x, y, -0.1, -0.46, 0.3, 0.1, -0.2))
 
 
 def _bridge(x: Grid, y: Grid) -> tuple[Grid, Grid]:
     """An arched deck, its rail and posts in ink."""
     deck = _cut(np.abs(np.hypot(x, y - 0.95) - 1.05) - 0.14, y - 0.72)
     rail = _cut(np.abs(np.hypot(x, y - 0.95) - 1.5) - 0.05, y - 0.2)
-    posts = _join(*(stroke(x, y, 0.62 * s, -0.05 + 0.4 * abs(s) ** 2, 0.72 * s, -0.5 + 0.35 * abs(s), 0.045) for s in (-1.1, -0.4, 0.4, 1.1)))
+    feet = ((s, abs(s)) for s in (-1.1, -0.4, 0.4, 1.1))
+    posts = _join(*(stroke(x, y, 0.62 * s, 0.4 * a * a - 0.05, 0.72 * s, 0.35 * a - 0.5, 0.045) for s, a in feet))
     return deck, _cut(_join(rail, posts), np.abs(x) - 1.05)
 
 

@@ -1,8 +1,11 @@
 """`python -m engine.seedling.grid`: thirty prompts and what a model makes of them, as one labelled picture."""
 
 import argparse
+import shutil
+import subprocess
 import tempfile
 import textwrap
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 
@@ -12,20 +15,28 @@ from engine.types import Picture, Request
 from engine.worker import Worker
 
 PROMPTS = (
-    "a red circle", "a blue square on a yellow background", "a green triangle",
-    "an orange ring on a black background", "a purple circle on a gray background",
-    "a white square on a red background", "two red circles on a blue background", "two green rings",
-    "two black squares on a pink background", "three blue triangles", "three yellow squares on purple",
-    "four pink circles on a green background", "four orange triangles", "three red rings on a white background",
-    "a red circle left of a blue square", "a yellow ring right of a green triangle on black",
-    "a pink square above a circle", "a black triangle below an orange ring", "a blue circle and a red square",
-    "a purple ring and a yellow triangle", "a green square on the left and a red ring on the right",
-    "a white circle above a white square on a blue background", "a gray disc next to a black hoop",
-    "show me a violet square against a yellow background", "a circle and a square", "a triangle above a square",
-    "two discs", "four squares on an orange background", "a ring left of a triangle",
-    "please draw a gray triangle on a pink background",
+    "a pine at dawn", "a red maple leaf in autumn", "three cherry blossoms in spring", "bamboo in the rain",
+    "a yellow moon at night", "a sun above a mountain", "two red lanterns at dusk", "a boat on a blue background",
+    "a white crane at dusk in winter, snow is falling", "four orange koi on a blue background",
+    "a red bridge at dawn in spring", "a rock in the rain", "a red gate in autumn", "a pagoda at night in winter",
+    "three pink umbrellas in the rain", "two red circles on a blue background",
+    "an orange ring left of a purple square", "a green triangle on a yellow background",
+    "a moon above a pagoda at night", "a crane left of a pine", "a boat below a sun on a yellow background",
+    "a blue lantern and a yellow lantern", "a green koi and a pink maple leaf",
+    "two white mountains on a black background", "शाम को दो लाल लालटेनें", "सर्दियों की रात में एक सफ़ेद सारस",
+    "पावसात तीन निळ्या छत्र्या", "वसंतात एक लाल पूल", "இரவில் ஒரு மஞ்சள் நிலா", "மழையில் இரண்டு நீல குடைகள்",
 )  # fmt: skip
 COLUMNS, MARGIN, LABEL = 6, 12, 34
+
+
+def font_for(prompt: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font of this machine with the prompt's letters, which fontconfig names; Pillow's own has Latin ones alone."""
+    scripts = {"DEVANAGARI": "hi", "TAMIL": "ta"}
+    language = next((scripts[w] for c in prompt for w in scripts if unicodedata.name(c, "").startswith(w)), "")
+    if not language or not shutil.which("fc-match"):
+        return ImageFont.load_default(13)
+    asked = subprocess.run(["fc-match", "-f", "%{file}", f":lang={language}"], capture_output=True, text=True)
+    return ImageFont.truetype(asked.stdout, 13)
 
 
 def draw(model: str, data_dir: Path, seed: int = 0) -> Image.Image:
@@ -37,12 +48,13 @@ def draw(model: str, data_dir: Path, seed: int = 0) -> Image.Image:
     rows = -(-len(made) // COLUMNS)
     size = (COLUMNS * (width + MARGIN) + MARGIN, rows * (height + LABEL + MARGIN) + MARGIN)
     sheet = Image.new("RGB", size, "#f5f3ee")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    pen = ImageDraw.Draw(sheet)
     for number, picture in enumerate(made):
         x = MARGIN + number % COLUMNS * (width + MARGIN)
         y = MARGIN + number // COLUMNS * (height + LABEL + MARGIN)
         sheet.paste(Image.fromarray(picture.pixels), (x, y))
-        pen.multiline_text((x, y + height + 3), textwrap.fill(picture.request.prompt, 24), "#333", font, spacing=1)
+        prompt = picture.request.prompt
+        pen.multiline_text((x, y + height + 3), textwrap.fill(prompt, 36), "#333", font_for(prompt), spacing=1)
     return sheet
 
 

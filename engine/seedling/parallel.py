@@ -52,6 +52,12 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def half_precision() -> torch.autocast:
+    """Products in bfloat16 for as long as it is entered: a step takes half the time where the processor has them. A
+    pass without gradients needs one of its own, for weights are converted once in each and keep what they were for."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 def _member(
     index: int, gradients: Tensor, barrier: Barrier, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:

@@ -20,9 +20,10 @@ from transformers import Qwen3Config, Qwen3Model
 
 from engine.prompt import template
 from engine.seedling import parallel, quantize
+from engine.seedling.backdrops import COLORS, SEASONS, TIMES, WEATHERS
 from engine.seedling.captions import caption
 from engine.seedling.checkpoint import Run
-from engine.seedling.scenes import COLORS, SHAPES, Scene, training_scene
+from engine.seedling.scenes import KINDS, Scene, order, training_scene
 from engine.seedling.tokenizer import VOCABULARY_SIZE
 
 TEXT_LENGTH, HIDDEN_STATES = 48, (4, 5, 6)
@@ -31,11 +32,12 @@ ENCODER = dict(
     num_key_value_heads=2, head_dim=32, max_position_embeddings=512, rope_theta=1_000_000.0, tie_word_embeddings=True,
 )  # fmt: skip
 LAYOUTS = ("", "and", "beside", "stacked")
+SKIES, GROUNDS, AIRS = (*COLORS, *TIMES), ("", *SEASONS), ("", *WEATHERS)
 # What is asked of every caption, and the number of possible answers. First and second are the left and the right thing,
-# or the upper and the lower one; without a place, and in a group, they are in the order of SHAPES and COLORS.
+# or the upper and the lower one; without a place, and in a group, they are in the order of KINDS and COLORS.
 ANSWERS = {
-    "background": len(COLORS), "count": 4, "layout": len(LAYOUTS), "first shape": len(SHAPES),
-    "first color": len(COLORS), "second shape": len(SHAPES), "second color": len(COLORS),
+    "sky": len(SKIES), "ground": len(GROUNDS), "air": len(AIRS), "count": 4, "layout": len(LAYOUTS),
+    "first kind": len(KINDS), "first color": len(COLORS), "second kind": len(KINDS), "second color": len(COLORS),
 }  # fmt: skip
 UNSAID = -100  # cross_entropy's own "ignore"
 SHARPNESS = 8.0  # of the choice between answers, whose likeness becomes 1 for the right one and 0 for the others
@@ -43,7 +45,8 @@ SHARPNESS = 8.0  # of the choice between answers, whose likeness becomes 1 for t
 
 def build_encoder() -> Qwen3Model:
     """Six layers whose last state is taken before the final norm, which therefore does nothing here."""
-    encoder = Qwen3Model(Qwen3Config(**ENCODER))
+    # torch's fused attention takes twice as long backwards, on a CPU and at this size, as its parts do
+    encoder = Qwen3Model(Qwen3Config(**ENCODER, attn_implementation="eager"))
     encoder.norm = nn.Identity()
     quantize.quantize_encoder(encoder)
     return encoder
@@ -78,16 +81,19 @@ def behind_the_prompt(ids: Tensor, end: int) -> Tensor:
 
 
 def answers(scene: Scene) -> list[int]:
-    """The right answer to each question of ANSWERS, UNSAID about the second thing of a group."""
-    things = [(SHAPES.index(t.shape), list(COLORS).index(t.color)) for t in scene.things]
+    """The right answer to each question of ANSWERS: UNSAID about the second thing of a group, and about ground and air
+    where the backdrop is plain paper."""
+    things = [order((t.kind, t.color)) for t in scene.things]
     layout = {"": "", "and": "and", "left of": "beside", "right of": "beside"}.get(scene.relation, "stacked")
     if scene.relation in ("right of", "below"):
         things.reverse()
     elif scene.relation in ("", "and"):
         things.sort()
-    (shape, color), (other, another) = things[0], things[1] if scene.relation else (UNSAID, UNSAID)
-    background = list(COLORS).index(scene.background)
-    return [background, len(scene.things) - 1, LAYOUTS.index(layout), shape, color, other, another]
+    (kind, color), (other, another) = things[0], things[1] if scene.relation else (UNSAID, UNSAID)
+    behind = scene.backdrop
+    sky = SKIES.index(behind.color or behind.time)
+    ground, air = (GROUNDS.index(behind.season), AIRS.index(behind.weather)) if behind.time else (UNSAID, UNSAID)
+    return [sky, ground, air, len(scene.things) - 1, LAYOUTS.index(layout), kind, color, other, another]
 
 
 def codes() -> Tensor:
@@ -96,20 +102,29 @@ def codes() -> Tensor:
     return torch.from_numpy(rows).float() / len(ANSWERS) ** 0.5
 
 
+def _starts() -> Tensor:
+    """Each question's first row of the table of codes."""
+    return torch.tensor(np.cumsum([0, *list(ANSWERS.values())[:-1]]))
+
+
+def spoken(wanted: Tensor) -> Tensor:
+    """What every token behind the prompt is to be, float32 [N, hidden]: the sum of the codes of the right answers,
+    wanted [N, questions]."""
+    known = wanted != UNSAID
+    return (codes()[torch.where(known, wanted, 0) + _starts()] * known[..., None]).sum(1)
+
+
 def reading_loss(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """How far states [N, 3 * hidden] are from the codes of `wanted` [N, questions], and which answers [N, questions]
     the last of them give."""
-    table, sizes, known = codes(), list(ANSWERS.values()), wanted != UNSAID
-    firsts = torch.tensor(np.cumsum([0, *sizes[:-1]]))  # each question's first row of the table
-    rows = torch.where(known, wanted, 0) + firsts
-    target = (table[rows] * known[..., None]).sum(1)
+    table = codes()
     layers = states.unflatten(1, (len(HIDDEN_STATES), -1))
-    likeness = (layers @ table.T / table[0].square().sum()).split(sizes, dim=2)
+    likeness = (layers @ table.T / table[0].square().sum()).split(list(ANSWERS.values()), dim=2)
     named = [
         F.cross_entropy(SHARPNESS * given.flatten(0, 1), right.repeat_interleave(len(HIDDEN_STATES)))
         for given, right in zip(likeness, wanted.T, strict=True)
     ]
-    loss = (layers - target[:, None]).square().mean() + torch.stack(named).nansum() / len(ANSWERS)
+    loss = (layers - spoken(wanted)[:, None]).square().mean() + torch.stack(named).nansum() / len(ANSWERS)
     return loss, torch.stack([given[:, -1].argmax(1) for given in likeness], dim=1)
 
 
@@ -128,7 +143,9 @@ def train(run: Run, settings: ReaderTraining, tokenizer: Tokenizer) -> Iterator[
     torch.manual_seed(settings.seed)
     encoder = build_encoder()
     parameters = list(encoder.parameters())
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.1, final_div_factor=100
     )
@@ -139,7 +156,8 @@ def train(run: Run, settings: ReaderTraining, tokenizer: Tokenizer) -> Iterator[
         scenes = [training_scene(rng) for _ in range(settings.batch)]
         wanted = torch.tensor([answers(scene) for scene in scenes])
         ids, mask = text([caption(rng, scene) for scene in scenes])
-        states = encode(encoder, ids, mask)
+        with parallel.half_precision():
+            states = encode(encoder, ids, mask).float()
         row, place = behind_the_prompt(ids, end).nonzero(as_tuple=True)
         wanted = wanted[row]
         loss, given = reading_loss(states[row, place], wanted)

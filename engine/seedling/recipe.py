@@ -26,19 +26,20 @@ LABELS = {"ternary": "ternary weights", "binary": "1-bit weights", "dense": "16-
 class Recipe:
     """Where the runs live, and how much of everything. Steps are optimizer steps; `batch` pictures are shared out.
 
-    The base run and the beginnings of its branches see the end of the text alone, the last `whole_text_steps` all.
+    Until the last `whole_text_steps` of each branch, what is asked for comes as codes instead of whole captions.
     """
 
     folder: Path
     processes: int = 2
     seed: int = 0
-    vae_steps: int = 1600
+    vae_steps: int = 8000
     reader_steps: int = 3000
     examples: int = 20_000
-    base_steps: int = 20_400
+    base_steps: int = 6000
+    quantized_steps: int = 3000
     branch_steps: int = 3000
-    whole_text_steps: int = 800
-    batch: int = 16
+    whole_text_steps: int = 1500
+    batch: int = 32
     compiled: bool = False
 
     def run(self, name: str) -> Run:
@@ -93,20 +94,21 @@ def encode_latents(recipe: Recipe) -> None:
 
 
 def train_flow(recipe: Recipe, variant: str) -> None:
-    is_base = variant == "base"
-    steps = recipe.base_steps if is_base else recipe.branch_steps
+    steps = {"base": recipe.base_steps, "quantized": recipe.quantized_steps}.get(variant, recipe.branch_steps)
+    whole = 0 if variant in diffusion.CONSTANT else recipe.whole_text_steps
     settings = diffusion.DiffusionTraining(
         variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed, compiled=recipe.compiled,
-        brief=steps if is_base else max(0, steps - recipe.whole_text_steps),
+        brief=max(0, steps - whole),
     )  # fmt: skip
-    examples = diffusion.Examples(recipe.latents, tokenizer_of(recipe), recipe.seed)
-    origin = recipe.run("start" if is_base else "base")
+    examples = diffusion.Examples(recipe.latents, recipe.seed)
+    text = reader.TextBatch(tokenizer_of(recipe))
+    origin = recipe.run({"base": "start", "quantized": "base"}.get(variant, "quantized"))
     base = origin if origin.finished else None
-    progress = diffusion.train(recipe.run(variant), settings, examples, trained_encoder(recipe), base)
+    progress = diffusion.train(recipe.run(variant), settings, examples, text, trained_encoder(recipe), base)
     _follow(variant, progress, steps)
 
 
-STAGES = ("reader", "vae", "latents", "base", *VARIANTS)  # each stands on those before it
+STAGES = ("reader", "vae", "latents", "base", "quantized", *VARIANTS)  # each stands on those before it
 
 
 def do(recipe: Recipe, stage: str) -> None:
@@ -114,7 +116,7 @@ def do(recipe: Recipe, stage: str) -> None:
     tokenizer_of(recipe)  # before the processes of a stage all want to make it
     if stage != "latents" and recipe.run(stage).finished:
         return
-    if stage in ("base", *VARIANTS):
+    if stage in STAGES[3:]:
         parallel.run(recipe.processes, train_flow, recipe, stage)
     else:
         work = {"reader": train_reader, "vae": train_vae, "latents": encode_latents}[stage]
@@ -194,7 +196,7 @@ def notes(recipe: Recipe, variant: str) -> dict[str, Any]:
         "steps": diffusion.STEPS,
         "text_length": reader.TEXT_LENGTH,
         "hidden_states": list(reader.HIDDEN_STATES),
-        "languages": ["en"],
+        "languages": list(captions.LANGUAGES),
         "vocabulary": sorted(captions.vocabulary()),
         "provenance": {
             "made_by": "make seedling",
@@ -202,6 +204,7 @@ def notes(recipe: Recipe, variant: str) -> dict[str, Any]:
             "vae_steps": recipe.vae_steps,
             "reader_steps": recipe.reader_steps,
             "base_steps": recipe.base_steps,
+            "quantized_steps": recipe.quantized_steps,
             "branch_steps": recipe.branch_steps,
             "pictures_a_step": recipe.batch,
         },

@@ -1,4 +1,4 @@
-"""The seedling's world: an ink garden of sixteen things and four plain shapes, in ten colours, on paper or out of doors.
+"""The seedling's world: an ink garden of sixteen things and four plain shapes in ten colours, on paper or outdoors.
 
 A scene is exact: the checker compares pictures against it, captions are derived from it. What is held out of training
 is decided here too, so that training and evaluation cannot disagree. Knows no drawing, captions, models or torch.
@@ -32,24 +32,36 @@ RELATIONS = ("and", "left of", "right of", "above", "below")
 MIRROR = {"and": "and", "left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def _held_out_colors() -> frozenset[tuple[str, str]]:
-    """Two of the ten colours of each kind, none of them natural to it."""
-    pairs, colors = [], tuple(COLORS)
-    for i, kind in enumerate(KINDS):
-        free = [c for c in colors if c not in NATURAL[kind]]
-        pairs += [(kind, free[3 * i % 8]), (kind, free[(3 * i + 4) % 8])]
-    return frozenset(pairs)
+def _held_out_colors() -> set[tuple[str, str]]:
+    """Two of the ten colours of each object, none of them natural to it."""
+    pairs = set()
+    for i, kind in enumerate(OBJECTS):
+        free = [c for c in COLORS if c not in NATURAL[kind]]
+        pairs |= {(kind, free[3 * i % 8]), (kind, free[(3 * i + 4) % 8])}
+    return pairs
 
 
-# Never drawn in training. A relation is held out together with its mirror image, since both name the same scene.
-HELD_OUT_COLORS = _held_out_colors()
-HELD_OUT_COUNTS = frozenset((kind, 2 + i % 3) for i, kind in enumerate(KINDS))
-HELD_OUT_TRIPLES = frozenset(
-    (first, relation, KINDS[(i + step) % len(KINDS)])
-    for i, first in enumerate(KINDS)
-    for relation, steps in {"and": (1, 7), "left of": (2, 5), "above": (3, 9)}.items()
-    for step in steps
-)
+def _held_out_triples() -> set[tuple[str, str, str]]:
+    """Two partners of each kind in each relation, two shapes excepted."""
+    steps = {"and": (1, 7), "left of": (2, 5), "above": (3, 9)}
+    triples = {(a, r, KINDS[(i + n) % len(KINDS)]) for i, a in enumerate(KINDS) for r, ns in steps.items() for n in ns}
+    return {(a, r, b) for a, r, b in triples if a in OBJECTS or b in OBJECTS}
+
+
+# Never drawn in training. A relation is held out together with its mirror image, since both name the same scene. Those
+# of plain shapes are as in the world of shapes that the seedling grew up in.
+HELD_OUT_COLORS = frozenset(_held_out_colors()) | {
+    ("circle", "green"), ("circle", "pink"), ("square", "red"), ("square", "purple"),
+    ("triangle", "orange"), ("triangle", "black"), ("ring", "blue"), ("ring", "yellow"),
+}  # fmt: skip
+HELD_OUT_COUNTS = frozenset((kind, 2 + i % 3) for i, kind in enumerate(OBJECTS)) | {
+    ("circle", 3), ("square", 4), ("triangle", 2), ("ring", 3)
+}  # fmt: skip
+HELD_OUT_TRIPLES = frozenset(_held_out_triples()) | {
+    ("circle", "and", "triangle"), ("square", "and", "ring"),
+    ("circle", "left of", "square"), ("triangle", "left of", "ring"), ("square", "left of", "triangle"),
+    ("ring", "above", "circle"), ("square", "above", "circle"), ("triangle", "above", "square"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

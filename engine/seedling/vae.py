@@ -40,23 +40,19 @@ LATENT_NOISE = 0.1
 
 @dataclass(frozen=True)
 class VaeTraining:
-    steps: int = 1600
+    steps: int = 8000
     batch: int = 4  # per process
     learning_rate: float = 1e-3
-    full_size_from: float = 0.8  # the part of the run after which whole 128 x 128 pictures replace crops
+    full_size_from: float = 0.85  # the part of the run after which whole pictures replace crops
     seed: int = 0
 
 
-def pictures(rng: np.random.Generator, count: int, size: int, crop: int) -> torch.Tensor:
-    """float32 [count, 3, crop, crop] in [-1, 1]; half of them are whole small pictures, the rest cut from `size`."""
+def pictures(rng: np.random.Generator, count: int, crop: int = SIZE) -> torch.Tensor:
+    """float32 [count, 3, crop, crop] in [-1, 1], cut from whole pictures."""
     out = []
-    for i in range(count):
-        if i % 2 or crop == size:
-            image = render(random_scene(rng), crop, crop)
-        else:
-            x, y = rng.integers(0, size - crop + 1, 2)
-            image = render(random_scene(rng), size, size)[y : y + crop, x : x + crop]
-        out.append(image)
+    for _ in range(count):
+        x, y = rng.integers(0, SIZE - crop + 1, 2)
+        out.append(render(random_scene(rng), SIZE, SIZE)[y : y + crop, x : x + crop])
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -79,7 +75,7 @@ def start_as_identity(vae: AutoencoderKLFlux2) -> None:
 
 def loss_of(vae: AutoencoderKLFlux2, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     z = vae.encode(x).latent_dist.mean
-    y = vae.decode(z + LATENT_NOISE * torch.randn(z.shape, generator=generator)).sample
+    y = vae.decode(z + LATENT_NOISE * torch.randn(z.shape, generator=generator)).sample.float()
     edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
     # the last term keeps latents near unit size; nothing samples from this VAE, so there is no KL to pay
     return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.7 * edges + 1e-3 * z.square().mean()
@@ -99,8 +95,9 @@ def train(run: Run, settings: VaeTraining) -> Iterator[tuple[int, float]]:
         rng = np.random.default_rng((settings.seed, step, parallel.rank()))
         generator = torch.Generator().manual_seed(step)
         late = step >= settings.full_size_from * settings.steps
-        batch = pictures(rng, max(1, settings.batch // 4), 128, 128) if late else pictures(rng, settings.batch, 128, 64)
-        loss = loss_of(vae, batch.contiguous(memory_format=torch.channels_last), generator)
+        batch = pictures(rng, max(1, settings.batch // 4)) if late else pictures(rng, settings.batch, CROP)
+        with parallel.half_precision():
+            loss = loss_of(vae, batch.contiguous(memory_format=torch.channels_last), generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(list(vae.parameters()))
@@ -119,7 +116,7 @@ def train(run: Run, settings: VaeTraining) -> Iterator[tuple[int, float]]:
 def measure_latents(vae: AutoencoderKLFlux2, seed: int, count: int = 256) -> None:
     """Writes mean and variance of the folded latents into the VAE's batch norm, the only thing that layer is for."""
     rng = np.random.default_rng((seed, 1))
-    folded = torch.cat([fold(vae.encode(pictures(rng, 8, 128, 128)).latent_dist.mean) for _ in range(count // 8)])
+    folded = torch.cat([fold(vae.encode(pictures(rng, 8)).latent_dist.mean) for _ in range(count // 8)])
     vae.bn.running_mean.copy_(folded.mean((0, 2, 3)))
     vae.bn.running_var.copy_(folded.var((0, 2, 3)))
 
@@ -131,7 +128,7 @@ def fold(z: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKLFlux2, seed: int = 7, count: int = 32) -> float:
-    """Decibels of reconstruction over fresh 128 x 128 pictures."""
-    x = pictures(np.random.default_rng(seed), count, 128, 128)
+    """Decibels of reconstruction over fresh pictures."""
+    x = pictures(np.random.default_rng(seed), count)
     y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
     return float(-10 * torch.log10(F.mse_loss(y, x) / 4))
