@@ -332,7 +332,7 @@ def _fault(view: View, mine: np.ndarray, kind: str, color: str, wanted: Wanted) 
             if part > 1 - BETWEEN:
                 return f"a {best.kind} instead of a {kind}", 0
             return f"a thing between a {kind} and a {other.kind}", 0
-    seen = _color(view, mine, ours)
+    seen = _color(view, mine, ours, wanted.backdrop.ink)
     if seen != color:
         return f"a {seen or 'strangely coloured'} {kind} instead of a {color} one", 0
     return "", _stray(view.shown & mine, ours)
@@ -489,7 +489,7 @@ def _stray(shown: np.ndarray, match: Match) -> int:
     return int(ndimage.binary_opening(shown & ~np.logical_or.reduce(near), np.ones((3, 3))).sum())  # dust is none
 
 
-def _color(view: View, mine: np.ndarray, match: Match) -> str:
+def _color(view: View, mine: np.ndarray, match: Match, ink: tuple[int, int, int]) -> str:
     """The colour of the body of what matched, "" where it is none, or not one."""
     apart = _sampled(np.where(mine[..., None], view.apart, 0), match.place)
     rows = np.clip((match.place[1] + _grid() * match.place[3]).astype(int), 0, len(view.tone) - 1)
@@ -498,6 +498,7 @@ def _color(view: View, mine: np.ndarray, match: Match) -> str:
     distances = _size(PALETTE - colors[:, None])
     typical = _size(PALETTE - np.median(colors, axis=0))
     best, second = np.argsort(typical)[:2]
-    even = (distances.argmin(axis=1) == best).mean() >= EVEN
+    plain = _size(colors - np.array(ink, np.float32)) > _size(colors - np.median(colors, axis=0))  # no stray stroke
+    even = (distances.argmin(axis=1) == best)[plain].mean() >= EVEN
     clear = typical[best] < SAME_COLOR and typical[second] - typical[best] > CLEARER
     return NAMES[best] if even and clear else ""
