@@ -23,7 +23,7 @@ def ellipse(x: Grid, y: Grid, cx: float, cy: float, a: float, b: float, turn: fl
     """Not Euclidean far away, exact in sign, close at the outline. `turn` in radians, clockwise as seen."""
     dx, dy, c, s = x - cx, y - cy, np.cos(turn), np.sin(turn)
     u, v = (c * dx + s * dy) / a, (c * dy - s * dx) / b
-    k = np.hypot(u, v)
+    k = np.maximum(np.hypot(u, v), 1e-6)  # or the very middle would be neither inside nor outside
     return k * (k - 1) / np.maximum(np.hypot(u / a, v / b), 1e-6)
 
 
@@ -195,7 +195,7 @@ def _koi(x: Grid, y: Grid) -> tuple[Grid, Grid]:
 
 def _bridge(x: Grid, y: Grid) -> tuple[Grid, Grid]:
     """An arched deck, its rail and posts in ink."""
-    deck = _cut(np.abs(np.hypot(x, y - 0.95) - 1.05) - 0.14, y - 0.72)
+    deck = _cut(np.abs(np.hypot(x, y - 0.93) - 1.0) - 0.14, y - 0.72)
     rail = _cut(np.abs(np.hypot(x, y - 0.95) - 1.5) - 0.05, y - 0.2)
     feet = ((s, abs(s)) for s in (-1.1, -0.4, 0.4, 1.1))
     posts = _join(*(stroke(x, y, 0.62 * s, 0.4 * a * a - 0.05, 0.72 * s, 0.35 * a - 0.5, 0.045) for s, a in feet))
@@ -215,12 +215,12 @@ def _rock(x: Grid, y: Grid) -> tuple[Grid, Grid]:
 def _gate(x: Grid, y: Grid) -> tuple[Grid, Grid]:
     """A torii, the lid of its lintel in ink."""
     frame = _join(
-        box(x, y, -0.55, 0.2, 0.13, 0.8), box(x, y, 0.55, 0.2, 0.13, 0.8), box(x, y, 0, -0.22, 0.82, 0.1),
+        box(x, y, -0.55, 0.18, 0.13, 0.78), box(x, y, 0.55, 0.18, 0.13, 0.78), box(x, y, 0, -0.22, 0.82, 0.1),
         box(x, y, 0, -0.68, 1.0, 0.14),
     )  # fmt: skip
     return frame, _join(
-        polygon(x, y, (-1.12, -0.98), (1.12, -0.98), (1.02, -0.8), (-1.02, -0.8)),
-        box(x, y, -0.55, 0.95, 0.19, 0.07), box(x, y, 0.55, 0.95, 0.19, 0.07), box(x, y, 0, -0.45, 0.08, 0.14),
+        polygon(x, y, (-1.08, -0.94), (1.08, -0.94), (1.0, -0.79), (-1.0, -0.79)),
+        box(x, y, -0.55, 0.91, 0.18, 0.06), box(x, y, 0.55, 0.91, 0.18, 0.06), box(x, y, 0, -0.45, 0.08, 0.14),
     )  # fmt: skip
 
 
@@ -262,13 +262,13 @@ def paper(backdrop: Backdrop, width: int, height: int) -> np.ndarray:
     wash = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None, None]
     canvas = np.broadcast_to(top + (bottom - top) * wash, (height, width, 3)).copy()
     if backdrop.weather:
-        cover = (0.5 * falling(backdrop.weather, width, height))[..., None]
+        cover = (0.7 * falling(backdrop.weather, width, height))[..., None]
         canvas += cover * (np.array(_FLAKE[backdrop.weather], np.float32) - canvas)
     return canvas
 
 
 _FLAKE = {"rain": (96, 120, 168), "snow": (255, 255, 255)}
-_CELL = 1 / 8  # of the shorter side: one drop or flake in each, a row in two moved by half
+_CELL = 1 / 6  # of the shorter side: one drop or flake in each, a row in two moved by half
 
 
 def falling(weather: str, width: int, height: int) -> np.ndarray:
@@ -278,7 +278,7 @@ def falling(weather: str, width: int, height: int) -> np.ndarray:
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / cell
     row = np.floor(y)
     u, v = (x + 0.5 * (row % 2)) % 1 - 0.5, y - row - 0.5
-    distance = stroke(u, v, 0.1, -0.3, -0.1, 0.3, 0.035) if weather == "rain" else disc(u, v, 0, 0, 0.13)
+    distance = stroke(u, v, 0.12, -0.3, -0.12, 0.3, 0.06) if weather == "rain" else disc(u, v, 0, 0, 0.17)
     return np.clip(0.5 - distance * cell, 0, 1)
 
 
