@@ -77,7 +77,7 @@ def write(path: Path, rows: list[Facts]) -> None:
 
 Dot = tuple[str, float, float, tuple[float, float] | None]
 """name, bytes, score, its 95 % interval"""
-WIDE, HIGH, LEFT, TOP, ACROSS, DOWN = 380, 340, 62, 52, 290, 214  # a panel, and the plot in it, in pixels
+WIDE, HIGH, LEFT, TOP, ACROSS, DOWN = 380, 330, 62, 52, 290, 214  # a panel, and the plot in it, in pixels
 
 
 def svg(rows: list[Facts]) -> str:
@@ -89,7 +89,8 @@ def svg(rows: list[Facts]) -> str:
     ]  # fmt: skip
     theirs: list[Dot] = [(each.name, each.transformer_bytes, each.overall, None) for each in QUALITY]
     panels = _panel(ours, 0, "Demo models, measured here", "right answers, ink garden")
-    panels += _panel(theirs, WIDE, f"4B models, {QUALITY_SOURCE}", "GenEval overall, published")
+    panels += _panel(theirs, WIDE, "4B models, as published", "GenEval overall, published")
+    panels += _text(WIDE + LEFT, HIGH - 12, f"Source: {QUALITY_SOURCE}") + "\n"
     style = "text{font:11px sans-serif;fill:#222}.t{font-weight:bold}.a{stroke:#222}.g{stroke:#ddd}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDE} {HIGH}" width="{2 * WIDE}" height="{HIGH}">\n'
@@ -112,7 +113,7 @@ def _panel(dots: list[Dot], x0: int, title: str, axis: str) -> str:
         parts.append(f'<line class="g" x1="{x0 + LEFT}" y1="{y}" x2="{right}" y2="{y}"/>')
         parts.append(_text(x0 + LEFT - 6, y + 4, f"{tenths / 10:.1f}", anchor="end"))
     parts.append(f'<path class="a" fill="none" d="M{x0 + LEFT} {TOP}V{bottom}H{right}"/>')
-    parts.append(_text(x0 + LEFT + ACROSS / 2, bottom + 44, "bytes of the transformer (logarithmic)", anchor="middle"))
+    parts.append(_text(x0 + LEFT + ACROSS / 2, bottom + 24, "bytes of the transformer, logarithmic", anchor="middle"))
     parts.append(
         f'<g transform="translate({x0 + 16} {TOP + DOWN / 2}) rotate(-90)">{_text(0, 0, axis, anchor="middle")}</g>'
     )
@@ -125,8 +126,9 @@ def _panel(dots: list[Dot], x0: int, title: str, axis: str) -> str:
             parts.append(f'<line class="a" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>')
         parts.append(f'<circle cx="{x}" cy="{y}" r="4.5" fill="#b03a2e"/>')
         end = x > x0 + LEFT + ACROSS / 2
-        parts.append(_text(x + (-8 if end else 8), y - 8, f"{name} {score:.3f}", anchor="end" if end else "start"))
-        parts.append(_text(x, bottom + 18, _bytes(size), anchor="middle"))
+        words = f"{name} {score:.3f}, {_bytes(size)}"
+        down = -10 if end else 24 if size == min(dot[1] for dot in dots) else 15  # under the line, over each other
+        parts.append(_text(x + (8 if end else 4), y + down, words, anchor="end" if end else "start"))
     return "\n".join(parts) + "\n"
 
 

@@ -35,7 +35,7 @@ CASES, ENOUGH = 40, 0.98
 
 
 def share(verdicts: list[Verdict], right: bool) -> float:
-    assert len(verdicts) >= 40
+    assert len(verdicts) >= 30
     return sum(verdict.right == right for verdict in verdicts) / len(verdicts)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from engine.seedling.backdrops import COLORS, OUTDOORS, PLAIN, WEATHERS, Backdrop
-from engine.seedling.drawing import FORMS, coverage, falling, paper
+from engine.seedling.drawing import CELL, FORMS, coverage, falling, paper
 from engine.seedling.scenes import GROUPS, KINDS, PLACES, RADIUS, Scene
 
 PALETTE, NAMES = np.array(list(COLORS.values()), np.float32), tuple(COLORS)
@@ -31,6 +31,7 @@ DROPS = 0.5  # share of the cells without a thing in which a drop or flake is to
 FAINTEST, ALIKE = 0.25, 0.3  # a drop's strength against a drawn one's, and its correlation with that, at least
 LIKENESS = 0.8  # what a thing has in common with its kind, at least
 BETWEEN = 0.38  # how far it may be on the way to any other kind; half way it is neither
+THICK = 0.21 * CELL  # of the shorter side: what a disc of that radius fits into is no drop or flake
 
 WINDOW = 32  # pixels a side of what a kind and a thing are compared in, which reaches
 REACH = 1.3  # radii from the centre
@@ -190,7 +191,7 @@ def _drops(backdrop: Backdrop, weather: str, width: int, height: int) -> np.ndar
 @lru_cache(maxsize=16)
 def _cells(width: int, height: int) -> np.ndarray:
     """The number of the cell that each pixel is in, int [height, width]; drawing.falling lays one drop into each."""
-    cell = min(width, height) / 8
+    cell = CELL * min(width, height)
     x, y = (np.arange(width)[None, :] + 0.5) / cell, (np.arange(height)[:, None] + 0.5) / cell
     row = np.floor(y)
     column = np.floor(x + 0.5 * (row % 2))
@@ -201,9 +202,9 @@ def _weather(apart: np.ndarray, backdrop: Backdrop) -> str:
     """What falls: "rain", "snow" or "" for neither. float32 [h, w, 3], the picture less its paper."""
     if backdrop.color and not backdrop.weather:
         return ""  # what there is on plain paper that does not belong there, the things' likeness tells
-    radius = 0.026 * min(apart.shape[:2])
+    radius = THICK * min(apart.shape[:2])
     thick = ndimage.binary_opening(_size(apart) > FOREGROUND, _disc(radius))
-    free = ~ndimage.binary_dilation(thick, _disc(1.5 * radius))
+    free = ~ndimage.binary_dilation(thick, _disc(1.2 * radius))
     found = {weather: _falls(apart, free, backdrop, weather) for weather in WEATHERS}
     best = max(found, key=lambda weather: found[weather][1])
     return best if found[best][0] >= DROPS else ""
@@ -247,12 +248,12 @@ def _view(apart: np.ndarray, tone: np.ndarray, backdrop: Backdrop) -> View:
         height, width = shown.shape
         side = min(height, width)
         drops = _drops(backdrop, backdrop.weather, width, height)
-        zone = ndimage.binary_dilation(falling(backdrop.weather, width, height) > 0.1, _disc(0.018 * side))
-        full = ndimage.maximum_filter1d(np.abs(drops).max(axis=1, keepdims=True), 2 * side // 8, axis=0)
+        zone = ndimage.binary_dilation(falling(backdrop.weather, width, height) > 0.1, _disc(0.026 * side))
+        full = ndimage.maximum_filter1d(np.abs(drops).max(axis=1, keepdims=True), int(2 * CELL * side), axis=0)
         full = full * np.sign(drops.mean(axis=1, keepdims=True))  # a whole drop's colour less the paper's, row by row
         share = np.clip((apart * full).sum(axis=2) / np.maximum((full * full).sum(axis=2), 1), 0, 1.3)[..., None]
         drop = zone & (_size(apart - share * full) < FOREGROUND)
-        thick = ndimage.binary_dilation(ndimage.binary_opening(shown, _disc(0.026 * side)), _disc(0.01 * side))
+        thick = ndimage.binary_dilation(ndimage.binary_opening(shown, _disc(THICK * side)), _disc(0.01 * side))
         drop &= ~thick
         apart, shown = np.where(drop[..., None], 0, apart), shown & ~drop
     return View(apart.astype(np.float32), tone.astype(np.float32), shown)
@@ -332,7 +333,7 @@ def _fault(view: View, mine: np.ndarray, kind: str, color: str, wanted: Wanted) 
             if part > 1 - BETWEEN:
                 return f"a {best.kind} instead of a {kind}", 0
             return f"a thing between a {kind} and a {other.kind}", 0
-    seen = _color(view, mine, ours, wanted.backdrop.ink)
+    seen = _color(view, mine, ours)
     if seen != color:
         return f"a {seen or 'strangely coloured'} {kind} instead of a {color} one", 0
     return "", _stray(view.shown & mine, ours)
@@ -489,7 +490,7 @@ def _stray(shown: np.ndarray, match: Match) -> int:
     return int(ndimage.binary_opening(shown & ~np.logical_or.reduce(near), np.ones((3, 3))).sum())  # dust is none
 
 
-def _color(view: View, mine: np.ndarray, match: Match, ink: tuple[int, int, int]) -> str:
+def _color(view: View, mine: np.ndarray, match: Match) -> str:
     """The colour of the body of what matched, "" where it is none, or not one."""
     apart = _sampled(np.where(mine[..., None], view.apart, 0), match.place)
     rows = np.clip((match.place[1] + _grid() * match.place[3]).astype(int), 0, len(view.tone) - 1)
@@ -498,7 +499,6 @@ def _color(view: View, mine: np.ndarray, match: Match, ink: tuple[int, int, int]
     distances = _size(PALETTE - colors[:, None])
     typical = _size(PALETTE - np.median(colors, axis=0))
     best, second = np.argsort(typical)[:2]
-    plain = _size(colors - np.array(ink, np.float32)) > _size(colors - np.median(colors, axis=0))  # no stray stroke
-    even = (distances.argmin(axis=1) == best)[plain].mean() >= EVEN
+    even = (distances.argmin(axis=1) == best).mean() >= EVEN
     clear = typical[best] < SAME_COLOR and typical[second] - typical[best] > CLEARER
     return NAMES[best] if even and clear else ""
