@@ -257,6 +257,13 @@ def evaluate(args: argparse.Namespace) -> Facts:
     from studio.settings import data_dir
 
     data = data_dir(args.data)
+    if args.retention:
+        from engine import retention
+
+        kept = retention.table(data)
+        retention.write(Path(args.retention), kept)
+        print(retention.markdown(kept))
+        return {"plot": args.retention, "models": kept}
     model = _model(args.model, data)
     if args.export:
         kind, folder = args.export
@@ -269,8 +276,9 @@ def evaluate(args: argparse.Namespace) -> Facts:
         raise BadRequest("--prompts belongs to --export: without it the held-out prompts of the project are used")
     say = partial(print, file=sys.stderr, flush=True)  # it takes minutes: each task's score as it comes
     facts = dict(evaluation.run(model, args.limit, data, args.backend, args.lang, say))
-    for task, score in facts["tasks"].items():
-        print(f"{task:<15}{score:.3f}")
+    for scores in (facts["tasks"], facts["languages"], facts["kinds"]):
+        for name, score in scores.items():
+            print(f"{name:<15}{score:.3f}")
     print(f"{'overall':<15}{facts['overall']:.3f}  ({facts['n']} prompts, {model})")
     return facts
 
@@ -377,6 +385,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--lang", choices=languages, default="all", help="only prompts of one language")
     command.add_argument("--export", nargs=2, metavar=("LAYOUT", "DIR"), help="write pictures for geneval, dpg or hps")
     command.add_argument("--prompts", metavar="FILE", help="with --export: the benchmark's prompt file")
+    command.add_argument("--retention", metavar="FILE.svg", help="compare the kept answers of the demo models instead")
     return parser
 
 

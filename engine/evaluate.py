@@ -1,6 +1,6 @@
 """How often a demo model draws what it is asked; and pictures of a public benchmark's prompts in its own folders.
 
-The questions and the checker are the shape world's (engine.seedling): scores of a demo model say nothing about the 4B
+The questions and the checker are the ink garden's (engine.seedling): scores of a demo model say nothing about the 4B
 models, whose own benchmarks need their own judges; `export` prepares the pictures for those. Knows no page and no SQL.
 """
 
@@ -18,12 +18,13 @@ from PIL import Image
 
 from engine import catalog
 from engine.packs import NOTES_FILE, open_pack
+from engine.seedling.captions import LANGUAGES
 from engine.seedling.checker import check
 from engine.seedling.questions import TASKS, Question, questions
 from engine.types import BadRequest, Picture, Request
 from engine.worker import Worker
 
-PER_TASK = 120
+PER_TASK = 60  # and language
 REFERENCE = "seedling-dense"
 RESAMPLES = 2000
 LEAST = 0.05  # what the reference surely reaches before a ratio to it is given: next to zero, a ratio is chance
@@ -35,7 +36,10 @@ def run(
     model: str, limit: int | None, data_dir: Path, backend: str = "auto", lang: str = "all",
     say: Say = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Ask at most `limit` questions (None: 720), as many of each task, the same with the same seeds for all models.
+    """Ask at most `limit` questions (None: 360 in each language), as many of each task in each language that the model
+    knows, or in `lang` alone; the same with the same seeds for all models.
+
+    Scores come by task, by language, and by `kinds`: questions about plain shapes alone, and those about objects.
 
     Keeps the answers in `data_dir`/evaluations, so that a later run of another model is compared with the dense
     reference question by question: `interval` is the 95 % bootstrap interval of `overall`, `against` the difference to
@@ -47,30 +51,73 @@ def run(
     folder = catalog.find(model, data_dir)
     notes = open_pack(folder).notes
     if not notes.demo:
-        raise BadRequest(f"{model} is no demo model, and these questions are about plain shapes; use --export geneval")
+        raise BadRequest(
+            f"{model} is no demo model, and these questions are about a garden of their own; use --export geneval"
+        )
     if lang not in ("all", *notes.languages):
         raise BadRequest(f"{model} does not know the language {lang!r}; it knows {', '.join(notes.languages)}")
-    per_task = PER_TASK if limit is None else min(PER_TASK, limit // len(TASKS))
+    languages = [each for each in LANGUAGES if each in notes.languages and lang in ("all", each)]
+    least = len(TASKS) * len(languages)
+    per_task = PER_TASK if limit is None else min(PER_TASK, limit // least)
     if per_task < 1:
-        raise BadRequest(f"a limit of {limit} leaves a task without a question; give {len(TASKS)} or more")
+        raise BadRequest(f"a limit of {limit} leaves a task without a question in some language; give {least} or more")
     kept = data_dir / "evaluations"
     _make_writable(kept)
-    asked = questions(per_task)
+    asked = [question for question in questions(per_task) if question.language in languages]
     name = Path(model).name
     unfinished = kept / f"{name}.{backend}.unfinished.json"
     known = _kept(unfinished, folder)
     right = _answers(asked, known, model, backend, data_dir, say, partial(_keep, unfinished, folder))
     _keep(kept / f"{name}.json", folder, right)
     unfinished.unlink(missing_ok=True)
-    scores, draws = _by_task(asked, right), _draws(per_task)
-    tasks = dict(zip(TASKS, scores.mean(axis=1).tolist(), strict=True))
-    overall = float(scores.mean())
-    result = {"model": model, "n": len(asked), "overall": overall, "tasks": tasks, "languages": {"en": overall}}
-    result["interval"] = _interval(_overall(scores, draws))
-    reference = {} if model == REFERENCE else _kept(kept / f"{REFERENCE}.json", catalog.folder_of(REFERENCE, data_dir))
-    if right.keys() <= reference.keys():
-        result["against"] = _against(scores, _by_task(asked, reference), draws)
-    return result
+    reference = {} if model == REFERENCE else answers(REFERENCE, data_dir)
+    return {"model": model, **scored(asked, right, reference)}
+
+
+def scored(asked: list[Question], right: dict[str, bool], reference: dict[str, bool]) -> dict[str, Any]:
+    """Scores of what was `asked`, and against the reference where that was asked the same."""
+    scores = _by_task(asked, right)
+    draws = _draws(scores.shape[1])
+    facts: dict[str, Any] = {"n": len(asked), "overall": float(scores.mean()), **parts(asked, right)}
+    facts["interval"] = _interval(_overall(scores, draws))
+    if {_key(question) for question in asked} <= reference.keys():
+        facts["against"] = _against(scores, _by_task(asked, reference), draws)
+    return facts
+
+
+def answers(model: str, data_dir: Path) -> dict[str, bool]:
+    """What the pack that lies there answered when it was last asked, by question; nothing if it never was."""
+    return _kept(data_dir / "evaluations" / f"{Path(model).name}.json", catalog.find(model, data_dir))
+
+
+def answered(per_task: int, *kept: dict[str, bool]) -> list[Question]:
+    """The longest beginning of every task that all of these answered, in the languages that all of them did; [] where
+    there is none."""
+    for number in range(per_task, 0, -1):
+        asked = questions(number)
+        spoken = [
+            language for language in LANGUAGES
+            if all(_key(q) in answers for q in asked if q.language == language for answers in kept)
+        ]  # fmt: skip
+        if spoken:
+            return [question for question in asked if question.language in spoken]
+    return []
+
+
+def parts(asked: list[Question], right: dict[str, bool]) -> dict[str, dict[str, float]]:
+    """The share of right answers by task, by language and by kind of thing; of what was asked."""
+    sorts: dict[str, Callable[[Question], str]] = {
+        "tasks": lambda question: question.task,
+        "languages": lambda question: question.language,
+        "kinds": lambda question: "shapes" if question.shapes else "objects",
+    }
+    scores: dict[str, dict[str, float]] = {}
+    for sort, of in sorts.items():
+        answers: dict[str, list[bool]] = {}
+        for question in asked:
+            answers.setdefault(of(question), []).append(right[_key(question)])
+        scores[sort] = {name: sum(given) / len(given) for name, given in answers.items()}
+    return scores
 
 
 def _answers(
@@ -122,7 +169,7 @@ def _picture(worker: Worker, prompt: str, model: str, seed: int) -> Picture:
 
 
 def _key(question: Question) -> str:
-    return f"{question.task}: {question.prompt}"
+    return f"{question.task} {question.language}: {question.prompt}"
 
 
 def _by_task(asked: list[Question], right: dict[str, bool]) -> np.ndarray:
@@ -130,9 +177,9 @@ def _by_task(asked: list[Question], right: dict[str, bool]) -> np.ndarray:
     return np.array([[right[_key(q)] for q in asked if q.task == task] for task in TASKS], float)
 
 
-def _draws(per_task: int) -> np.ndarray:
-    """Bootstrap samples of question numbers [samples, tasks, per_task], alike for all models, which pairs them."""
-    return np.random.default_rng(0).integers(0, per_task, (RESAMPLES, len(TASKS), per_task))
+def _draws(of_each: int) -> np.ndarray:
+    """Bootstrap samples of question numbers [samples, tasks, questions of each], alike for all models."""
+    return np.random.default_rng(0).integers(0, of_each, (RESAMPLES, len(TASKS), of_each))
 
 
 def _overall(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:

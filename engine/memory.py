@@ -80,6 +80,12 @@ def component_bytes(component: Component, dtype: str) -> int:
     return sum(_loaded(component, name, dtype) for name in component.tensors)
 
 
+def block_bytes(component: Component, dtype: str) -> int:
+    """Those of a transformer's blocks alone: what quantisation shrinks."""
+    blocks = ("transformer_blocks.", "single_transformer_blocks.")
+    return sum(_loaded(component, name, dtype) for name in component.tensors if name.startswith(blocks))
+
+
 def encoder_bytes(pack: Pack, dtype: str) -> int:
     """The text encoder's layers up to the last state that is read. Of the embedding only the rows of a prompt."""
     last = max(pack.notes.hidden_states)

@@ -1,4 +1,5 @@
-"""Published figures of the Bonsai packs by hardware, and our own bounds where nothing is published. Data only.
+"""Published figures of the Bonsai packs: by hardware, with our own bounds where nothing is published; and of quality.
+Data only.
 
 Seconds per image at four steps, warm, binary and ternary; peak in bytes where somebody published it.
 """
@@ -21,6 +22,21 @@ class Figures:
     mean_bytes: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """GenEval's overall score, and the bytes of the transformer (Bonsai's: of the MLX packs)."""
+
+    name: str
+    overall: float
+    transformer_bytes: int
+
+
+QUALITY_SOURCE = "Bonsai Image's published table of GenEval scores"
+QUALITY = (
+    Quality("Bonsai Image 4B binary", 0.671, 965_164_000),
+    Quality("Bonsai Image 4B ternary", 0.723, 1_425_227_000),
+    Quality("FLUX.2 Klein 4B", 0.819, 7_751_109_744),
+)
 # hardware's name -> size -> (binary, ternary) seconds
 _SECONDS: dict[str, dict[str, tuple[float, float]]] = {
     r"\bA100\b": {"512x512": (1.0, 1.1), "1024x1024": (2.7, 2.8)},

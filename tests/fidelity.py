@@ -4,7 +4,7 @@
 
 Prints a JSON line: mean, median and least PSNR in dB of the int8 pictures against the plain ones, and how many of each
 are right in everything their prompt asks for. Both are made here, in one process, in a data folder of their own.
-With 720 prompts it asks all that `evaluate` asks. Ends with 1 where the pictures are further apart than PSNR and SCORE
+With 1440 prompts it asks all that `evaluate` asks. Ends with 1 where the pictures are further apart than PSNR and SCORE
 allow. --torch: without compiled passes.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from engine import catalog, products
 from engine.hardware import detect
+from engine.seedling.captions import LANGUAGES
 from engine.seedling.checker import check
 from engine.seedling.questions import TASKS, Question, questions
 from engine.torch_backend.backend import TorchBackend
@@ -31,8 +32,8 @@ SCORE = 0.01  # of the prompts, by which the number of right pictures may differ
 
 
 def compare(model: str, prompts: int, folder: Path, compiled: bool = True) -> dict[str, Any]:
-    """Ask `model` at least `prompts` questions, as many of each task, in int8 and without; findings go to `folder`."""
-    asked = questions(-(-prompts // len(TASKS)))
+    """Ask `model` at least `prompts` questions, as many of each task and language, with int8 and without."""
+    asked = questions(-(-prompts // (len(TASKS) * len(LANGUAGES))))
     hardware = detect() if compiled else replace(detect(), features=frozenset())
     backends = {name: TorchBackend(hardware, folder, int8=name == "int8") for name in ("int8", "plain")}
     pictures = {name: [_pixels(backend, question, model) for question in asked] for name, backend in backends.items()}

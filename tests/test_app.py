@@ -222,7 +222,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list:
     """Stands in for engine.evaluate; remembers how it was called."""
     calls: list = []
     module = types.ModuleType("engine.evaluate")
-    result = {"model": "m", "n": 6, "overall": 0.5, "tasks": {"counting": 0.5}, "languages": {}}
+    result = {"model": "m", "n": 6, "overall": 0.5, "tasks": {"counting": 0.5}, "languages": {"en": 0.5}, "kinds": {}}
     module.run = lambda *args: calls.append(args) or result  # type: ignore[attr-defined]
     module.export = lambda *args: calls.append(args) or {"images": 4}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "engine.evaluate", module)

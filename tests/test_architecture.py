@@ -36,7 +36,7 @@ ALLOWED = {
         "engine/evaluate.py",
     ),
     "engine.mlx_backend": ("engine/mlx_backend", "engine/worker.py", "engine/accept_subject.py"),
-    "engine.seedling": ("engine/seedling", "engine/evaluate.py"),
+    "engine.seedling": ("engine/seedling", "engine/evaluate.py", "engine/retention.py"),
 }
 HEAVY = ("torch", "diffusers", "transformers", "gradio", "mlx", "PIL", "tokenizers", "safetensors")
 
@@ -110,7 +110,8 @@ def light_modules() -> list[str]:
     """Everything that must be quick to import: all but what is heavy by trade, and commands run with -m."""
     heavy = ("engine/torch_backend", "engine/mlx_backend", "engine/seedling", "studio")
     light = [path for path in SOURCES if not name_of(path).startswith(heavy)]
-    by_trade = {"engine/prompt.py", "engine/evaluate.py"}  # the tokenizer; the checker of pictures
+    # the tokenizer; the checker of pictures, twice
+    by_trade = {"engine/prompt.py", "engine/evaluate.py", "engine/retention.py"}
     names = [name_of(path).removesuffix(".py").replace("/", ".") for path in light if name_of(path) not in by_trade]
     return [name.removesuffix(".__init__") for name in names]
 

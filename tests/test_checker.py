@@ -1,255 +1,330 @@
 """The checker, held against pictures whose truth is known: right ones pass, and everything else is refused.
 
-At least 97 % of each class: of rendered truth at every size, of captions wrong in one thing, of pictures that show
-nothing, blends of two objects, and pictures of other prompts.
+At least 98 % of each class: of rendered truth at every size, also through what an eye forgives; of wishes wrong in one
+thing, of things that are half gone, half another, doubled or of two colours, and of pictures that show nothing.
 """
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 
-from engine.seedling import dataset
+from engine.seedling.backdrops import COLORS, PLAIN, SEASONS, TIMES, WEATHERS, Backdrop
 from engine.seedling.checker import Verdict, Wanted, check
+from engine.seedling.drawing import render
 from engine.seedling.questions import questions
 from engine.seedling.scenes import (
-    COLORS,
+    KINDS,
     MIRROR,
-    SHAPES,
     Scene,
-    draw_group,
+    Thing,
     other_color,
     random_scene,
-    render,
+    training_scene,
 )
 from tests.labelled import labelled
 from tests.truth import truth
 
-SIZES = [(size.width, size.height) for size in dataset.SIZES]
-CASES, ENOUGH = 160, 0.97
-
-
-def cases(seed: int) -> Iterator[tuple[np.random.Generator, Scene, np.ndarray]]:
-    """Random scenes at every size, with their pictures and a generator for what the test does to them."""
-    rng = np.random.default_rng(seed)
-    for number in range(CASES):
-        scene = random_scene(rng)
-        yield rng, scene, render(scene, *SIZES[number % len(SIZES)])
-
-
-Change = Callable[[np.random.Generator, Wanted], Wanted | None]
+Rng = np.random.Generator
+SIZES = [(256, 256), (128, 128), (320, 192), (192, 320)]
+CASES, ENOUGH = 40, 0.98
 
 
 def share(verdicts: list[Verdict], right: bool) -> float:
-    assert len(verdicts) >= 150
+    assert len(verdicts) >= 30
     return sum(verdict.right == right for verdict in verdicts) / len(verdicts)
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_the_truth_is_accepted(width: int, height: int) -> None:
-    rng = np.random.default_rng(0)
-    made = [random_scene(rng) for _ in range(CASES)]
-    verdicts = [check(render(s, width, height), Wanted.of(s, colored=n % 4 > 0)) for n, s in enumerate(made)]
-    assert share(verdicts, True) >= ENOUGH
+def bytes_of(pixels: np.ndarray) -> np.ndarray:
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_the_truth_is_accepted_through_small_faults(width: int, height: int) -> None:
-    """A model's pictures are a little noisy; that alone must not cost a point."""
-    rng = np.random.default_rng(1)
-    verdicts = []
-    for _ in range(CASES):
-        scene = random_scene(rng)
-        noisy = render(scene, width, height) + rng.normal(0, 5, (height, width, 3))
-        verdicts.append(check(noisy.clip(0, 255).astype(np.uint8), Wanted.of(scene)))
-    assert share(verdicts, True) >= ENOUGH
+def accepted(draw: Callable[[Rng], Scene], degrade: "Degradation", size: tuple[int, int], cases: int) -> float:
+    rng, verdicts = np.random.default_rng(1), []
+    for _ in range(cases):
+        scene = draw(rng)
+        verdicts.append(check(bytes_of(degrade(rng, scene, render(scene, *size))), Wanted.of(scene)))
+    return share(verdicts, True)
 
 
-def another_color(rng: np.random.Generator, wanted: Wanted) -> Wanted:
-    """One thing in a colour that neither it nor the background has."""
-    which = rng.integers(len(wanted.things))
-    shape, color = wanted.things[which]
-    return _with(wanted, int(which), (shape, other_color(rng, str(color), wanted.background)))
+Degradation = Callable[[Rng, Scene, np.ndarray], np.ndarray]
 
 
-def another_shape(rng: np.random.Generator, wanted: Wanted) -> Wanted:
-    which = rng.integers(len(wanted.things))
-    shape, color = wanted.things[which]
-    return _with(wanted, int(which), (str(rng.choice([s for s in SHAPES if s != shape])), color))
+def nothing(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    return picture
 
 
-def one_more(rng: np.random.Generator, wanted: Wanted) -> Wanted:
-    return replace(wanted, things=(*wanted.things, wanted.things[rng.integers(len(wanted.things))]))
+def blurred(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(picture.astype(np.float32), (2, 2, 0))
 
 
-def one_less(rng: np.random.Generator, wanted: Wanted) -> Wanted:
-    return replace(wanted, things=wanted.things[:-1], relation="") if len(wanted.things) > 1 else one_more(rng, wanted)
+def jpeg(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=40)
+    return np.asarray(Image.open(file))
 
 
-def mirrored(rng: np.random.Generator, wanted: Wanted) -> Wanted | None:
-    """None where there is nothing to mirror."""
+def off_in_colour(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    way = rng.normal(size=3)
+    return picture + 25 * way / np.linalg.norm(way)
+
+
+def noisy(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    return picture + rng.normal(0, 6, picture.shape)
+
+
+def warped(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    """By 2.5 pixels, in waves of about thirty."""
+    height, width = picture.shape[:2]
+    shifts = [ndimage.gaussian_filter(rng.normal(size=(height, width)), 16) for _ in range(2)]
+    at = np.indices((height, width)) + np.stack([2.5 * shift / shift.std() for shift in shifts])
+    parts = [ndimage.map_coordinates(picture[..., c].astype(np.float32), at, order=1, mode="nearest") for c in range(3)]
+    return np.stack(parts, axis=2)
+
+
+def faint_ink(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    """Strokes half as strong: what has ink's colour goes half way to the paper."""
+    paper = render(replace(scene, things=()), *picture.shape[1::-1]).astype(np.float32)
+    inked = np.linalg.norm(picture.astype(np.float32) - scene.backdrop.ink, axis=2) < 8
+    return picture + 0.4 * inked[..., None] * (paper - picture)
+
+
+def all_a_little(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
+    softened = ndimage.gaussian_filter(warped(rng, scene, picture), (1.2, 1.2, 0))
+    return softened + 0.5 * (off_in_colour(rng, scene, picture) - picture) + rng.normal(0, 3, picture.shape)
+
+
+@pytest.mark.parametrize("draw", [random_scene, training_scene])
+def test_the_truth_is_accepted(draw: Callable[[Rng], Scene]) -> None:
+    assert accepted(draw, nothing, SIZES[0], 50) >= ENOUGH
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_the_truth_is_accepted_at_other_sizes(size: tuple[int, int]) -> None:
+    assert accepted(random_scene, nothing, size, 40) >= ENOUGH
+
+
+@pytest.mark.parametrize("degrade", [blurred, jpeg, off_in_colour, noisy, warped, faint_ink, all_a_little])
+def test_what_an_eye_forgives_is_accepted(degrade: Degradation) -> None:
+    assert accepted(random_scene, degrade, SIZES[0], 40) >= ENOUGH
+
+
+Change = Callable[[Rng, Wanted], Wanted | None]
+"""A wish that is wrong in one thing; None where there is nothing of that sort to change."""
+
+
+def another_color(rng: Rng, wanted: Wanted) -> Wanted:
+    which = int(rng.integers(len(wanted.things)))
+    kind, color = wanted.things[which]
+    return _with(wanted, which, (kind, other_color(rng, wanted.backdrop, color)))
+
+
+def another_kind(rng: Rng, wanted: Wanted) -> Wanted:
+    which = int(rng.integers(len(wanted.things)))
+    kind, color = wanted.things[which]
+    return _with(wanted, which, (str(rng.choice([each for each in KINDS if each != kind])), color))
+
+
+def one_more(rng: Rng, wanted: Wanted) -> Wanted | None:
+    more = (*wanted.things, wanted.things[int(rng.integers(len(wanted.things)))])
+    return replace(wanted, things=more, relation="") if len(more) <= 4 else None
+
+
+def one_less(rng: Rng, wanted: Wanted) -> Wanted | None:
+    return replace(wanted, things=wanted.things[:-1], relation="") if len(wanted.things) > 1 else None
+
+
+def mirrored(rng: Rng, wanted: Wanted) -> Wanted | None:
     return None if wanted.relation in ("", "and") else replace(wanted, relation=MIRROR[wanted.relation])
 
 
-def turned(rng: np.random.Generator, wanted: Wanted) -> Wanted | None:
+def turned(rng: Rng, wanted: Wanted) -> Wanted | None:
     """Above or below instead of beside, and the other way round."""
     across = {"left of": "above", "right of": "below", "above": "left of", "below": "right of"}
     return replace(wanted, relation=across[wanted.relation]) if wanted.relation in across else None
 
 
-def swapped(rng: np.random.Generator, wanted: Wanted) -> Wanted | None:
-    """Two different shapes that exchange their colours: the classic failure of attribution."""
-    if not wanted.relation or len(set(wanted.things)) < 2:
+def swapped(rng: Rng, wanted: Wanted) -> Wanted | None:
+    """Two different kinds that exchange their colours: the classic failure of attribution."""
+    if not wanted.relation:
         return None
     (first, color), (second, other) = wanted.things
     return None if first == second or color == other else replace(wanted, things=((first, other), (second, color)))
 
 
-def another_background(rng: np.random.Generator, wanted: Wanted) -> Wanted:
-    return replace(wanted, background=other_color(rng, wanted.background))
+def another_paper(rng: Rng, wanted: Wanted) -> Wanted:
+    backdrops = [backdrop for backdrop in PLAIN if backdrop != wanted.backdrop]
+    return replace(wanted, backdrop=backdrops[int(rng.integers(len(backdrops)))])
 
 
-def _with(wanted: Wanted, which: int, thing: tuple[str, str | None]) -> Wanted:
-    return replace(wanted, things=(*wanted.things[:which], thing, *wanted.things[which + 1 :]))
+def another_time(rng: Rng, wanted: Wanted) -> Wanted | None:
+    return _outdoors(wanted, time=str(rng.choice([time for time in TIMES if time != wanted.backdrop.time])))
 
 
-@pytest.mark.parametrize(
-    "change", [another_color, another_shape, one_more, one_less, mirrored, turned, swapped, another_background]
-)
-def test_a_caption_wrong_in_one_thing_is_refused(change: Change) -> None:
+def another_season(rng: Rng, wanted: Wanted) -> Wanted | None:
+    """By day, no eye tells winter from no season said."""
+    is_like = ("", "winter") if wanted.backdrop.time == "day" else ()
+    here = {wanted.backdrop.season, *(is_like if wanted.backdrop.season in is_like else ())}
+    return _outdoors(wanted, season=str(rng.choice([each for each in ("", *SEASONS) if each not in here])))
+
+
+def another_weather(rng: Rng, wanted: Wanted) -> Wanted | None:
+    here = wanted.backdrop.weather
+    return _outdoors(wanted, weather=str(rng.choice([each for each in ("", *WEATHERS) if each != here])))
+
+
+def _outdoors(wanted: Wanted, **change: str) -> Wanted | None:
+    return None if wanted.backdrop.color else replace(wanted, backdrop=replace(wanted.backdrop, **change))
+
+
+def _with(wanted: Wanted, which: int, thing: tuple[str, str]) -> Wanted | None:
+    things = (*wanted.things[:which], thing, *wanted.things[which + 1 :])
+    return replace(wanted, things=things)
+
+
+CHANGES = [
+    another_color, another_kind, one_more, one_less, mirrored, turned, swapped, another_paper, another_time,
+    another_season, another_weather,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_wish_wrong_in_one_thing_is_refused(change: Change) -> None:
     rng, verdicts = np.random.default_rng(2), []
     while len(verdicts) < CASES:
         scene = random_scene(rng)
-        wrong = change(rng, Wanted.of(scene))
-        if wrong is not None:
-            verdicts.append(check(render(scene, *SIZES[len(verdicts) % len(SIZES)]), wrong))
+        if wrong := change(rng, Wanted.of(scene)):
+            size = SIZES[len(verdicts) // 2 % len(SIZES) if len(verdicts) % 2 else 0]
+            verdicts.append(check(render(scene, *size), wrong))
     assert share(verdicts, False) >= ENOUGH
 
 
-@pytest.mark.parametrize("noise", ["uniform", "normal", "smooth"])
-def test_noise_is_refused(noise: str) -> None:
-    verdicts = []
-    for rng, scene, picture in cases(3):
-        shape = picture.shape
-        if noise == "uniform":
-            made = rng.integers(0, 256, shape)
-        elif noise == "normal":
-            made = rng.normal(127, 60, shape)
-        else:  # coarse spots, as of a latent that was never denoised
-            coarse = rng.normal(127, 90, (shape[0] // 8, shape[1] // 8, 3))
-            made = coarse.repeat(8, 0).repeat(8, 1)
-        verdicts.append(check(made.clip(0, 255).astype(np.uint8), Wanted.of(scene)))
+Spoiling = Callable[[Rng, Scene, Thing], np.ndarray | None]
+"""A picture in which one of its things is wrong; None where this one cannot be spoilt so."""
+
+
+def _without(scene: Scene, thing: Thing) -> Scene:
+    return replace(scene, things=tuple(each for each in scene.things if each is not thing))
+
+
+def _other(scene: Scene, thing: Thing, **change: str) -> Scene:
+    return replace(scene, things=tuple(replace(t, **change) if t is thing else t for t in scene.things))
+
+
+def gone(rng: Rng, scene: Scene, thing: Thing) -> np.ndarray:
+    return render(_without(scene, thing), 256, 256)
+
+
+def half_gone(rng: Rng, scene: Scene, thing: Thing) -> np.ndarray | None:
+    """Its left or its right half. What is left of a moon is a moon."""
+    if thing.kind == "moon":
+        return None
+    picture, middle = render(scene, 256, 256), round(thing.x * 256)
+    half = slice(None, middle) if rng.random() < 0.5 else slice(middle, None)
+    near = np.abs(np.arange(256) / 256 - thing.y) < 1.2 * thing.radius
+    picture[near, half] = render(_without(scene, thing), 256, 256)[near, half]
+    return picture
+
+
+def half_another(rng: Rng, scene: Scene, thing: Thing) -> np.ndarray:
+    """Neither the one kind nor the other."""
+    kind = str(rng.choice([each for each in KINDS if each != thing.kind]))
+    both = [render(each, 256, 256).astype(np.float32) for each in (scene, _other(scene, thing, kind=kind))]
+    return bytes_of(0.5 * both[0] + 0.5 * both[1])
+
+
+def of_two_colours(rng: Rng, scene: Scene, thing: Thing) -> np.ndarray | None:
+    if thing.kind == "moon":  # nearly all of it is on one side
+        return None
+    other = _other(scene, thing, color=other_color(rng, scene.backdrop, thing.color))
+    picture, middle = render(scene, 256, 256), round(thing.x * 256)
+    picture[:, middle:] = render(other, 256, 256)[:, middle:]
+    return picture
+
+
+def with_one_too_many(rng: Rng, scene: Scene, thing: Thing) -> np.ndarray:
+    """A small one, in a corner or on the middle line where there is room."""
+    spots = [(x, y) for x in (0.12, 0.5, 0.88) for y in (0.12, 0.5, 0.88)]
+    x, y = max(spots, key=lambda spot: min(np.hypot(spot[0] - t.x, spot[1] - t.y) for t in scene.things))
+    return render(replace(scene, things=(*scene.things, replace(thing, x=x, y=y, radius=0.09))), 256, 256)
+
+
+@pytest.mark.parametrize("spoil", [gone, half_gone, half_another, of_two_colours, with_one_too_many])
+def test_a_picture_wrong_in_one_thing_is_refused(spoil: Spoiling) -> None:
+    rng, verdicts = np.random.default_rng(3), []
+    while len(verdicts) < CASES:
+        scene = random_scene(rng)
+        spoilt = spoil(rng, scene, scene.things[int(rng.integers(len(scene.things)))])
+        if spoilt is not None:
+            verdicts.append(check(spoilt, Wanted.of(scene)))
     assert share(verdicts, False) >= ENOUGH
 
 
-def test_flat_colour_is_refused() -> None:
-    """Both the background that was asked for, which is the hardest, and any other."""
-    verdicts = []
-    for rng, scene, picture in cases(4):
-        verdicts.append(check(np.full_like(picture, COLORS[scene.background]), Wanted.of(scene)))
-        verdicts.append(check(np.full_like(picture, rng.integers(0, 256, 3)), Wanted.of(scene)))
-    assert share(verdicts, False) >= ENOUGH
-
-
-def blends(seed: int, kind: str, sizes: list[tuple[int, int]]) -> list[Verdict]:
-    """Pictures half way between two objects at one place that differ in colour, in shape or in both; either wish."""
-    rng, verdicts = np.random.default_rng(seed), []
-    for number in range(CASES // 2):
-        background = str(rng.choice(list(COLORS)))
-        shape, color = str(rng.choice(SHAPES)), other_color(rng, background)
-        one = draw_group(rng, shape, color, int(rng.integers(1, 5)), background)
-        change = {}
-        if kind != "shape":
-            change["color"] = other_color(rng, background, color)
-        if kind != "color":
-            change["shape"] = str(rng.choice([s for s in SHAPES if s != shape]))
-        two = replace(one, things=tuple(replace(thing, **change) for thing in one.things))
-        a, b = (render(scene, *sizes[number % len(sizes)]).astype(np.float32) for scene in (one, two))
-        verdicts += [check((0.5 * a + 0.5 * b).astype(np.uint8), Wanted.of(scene)) for scene in (one, two)]
-    return verdicts
-
-
-def test_blends_of_two_objects_are_refused() -> None:
-    """Two shapes of one colour are the hard kind: a small circle half over a square is just a soft outline."""
-    verdicts = {kind: blends(5, kind, SIZES) for kind in ("color", "both", "shape")}
-    assert share(verdicts["color"], False) >= ENOUGH
-    assert share(verdicts["both"], False) >= ENOUGH
-    assert share(verdicts["color"] + verdicts["both"] + verdicts["shape"], False) >= ENOUGH
-
-
-def test_cross_fades_of_two_shapes_are_refused_at_the_size_of_evaluation() -> None:
-    assert share(blends(6, "shape", SIZES[:1]), False) >= ENOUGH
-
-
-def test_objects_of_two_halves_are_refused() -> None:
-    """Left half of one colour, right half of another."""
-    verdicts = []
-    for rng, _, picture in cases(7):
-        height, width = picture.shape[:2]
-        background = str(rng.choice(list(COLORS)))
-        scene = draw_group(rng, str(rng.choice(SHAPES)), other_color(rng, background), 1, background)
-        (thing,) = scene.things
-        other = replace(thing, color=other_color(rng, background, thing.color))
-        made, half = render(scene, width, height), render(replace(scene, things=(other,)), width, height)
-        middle = round(thing.x * width)
-        made[:, middle:] = half[:, middle:]
-        verdicts.append(check(made, Wanted.of(replace(scene, things=(thing if rng.random() < 0.5 else other,)))))
+@pytest.mark.parametrize("noise", ["uniform", "normal", "coarse", "flat", "empty"])
+def test_what_shows_nothing_is_refused(noise: str) -> None:
+    rng, verdicts = np.random.default_rng(4), []
+    for _ in range(CASES):
+        scene = random_scene(rng)
+        made = {
+            "uniform": lambda: rng.integers(0, 256, (256, 256, 3)),
+            "normal": lambda: rng.normal(127, 60, (256, 256, 3)),
+            "coarse": lambda: rng.normal(127, 90, (16, 16, 3)).repeat(16, 0).repeat(16, 1),  # never denoised
+            "flat": lambda: np.full((256, 256, 3), rng.integers(0, 256, 3)),
+            "empty": lambda scene=scene: render(replace(scene, things=()), 256, 256),  # the very paper asked for
+        }[noise]()
+        verdicts.append(check(bytes_of(made), Wanted.of(scene)))
     assert share(verdicts, False) >= ENOUGH
 
 
 def test_pictures_of_another_prompt_are_refused() -> None:
-    scenes = [(scene, picture) for _, scene, picture in cases(8)]
-    verdicts = []
-    for (scene, _), (other, picture) in zip(scenes, scenes[1:], strict=False):
-        if Wanted.of(scene, colored=False) != Wanted.of(other, colored=False):
-            verdicts.append(check(picture, Wanted.of(scene)))
+    rng = np.random.default_rng(5)
+    scenes = [random_scene(rng) for _ in range(CASES)]
+    verdicts = [
+        check(render(other, 256, 256), Wanted.of(scene))
+        for scene, other in zip(scenes, scenes[1:], strict=False)
+        if Wanted.of(scene) != Wanted.of(other)
+    ]
     assert share(verdicts, False) >= ENOUGH
-
-
-def test_pictures_of_another_question_of_evaluation_are_refused() -> None:
-    """Within a task, where prompts are alike: a model that always draws the same must not score."""
-    rng, verdicts = np.random.default_rng(9), []
-    asked = questions(40)
-    for question in asked:
-        other = asked[int(rng.integers(len(asked)))]
-        if other.wanted != question.wanted and not _also_fits(other.wanted, question.wanted):
-            verdicts.append(check(truth(rng, other.wanted, 128), question.wanted))
-    assert share(verdicts, False) >= ENOUGH
-
-
-def _also_fits(shown: Wanted, wanted: Wanted) -> bool:
-    """Whether a true picture of one wish may be a true one of the other: same shapes, and no colour told twice."""
-    shapes = [sorted(shape for shape, _ in wish.things) for wish in (shown, wanted)]
-    return shapes[0] == shapes[1] and shown.background == wanted.background
 
 
 def test_the_questions_of_evaluation_can_be_answered() -> None:
-    rng = np.random.default_rng(10)
-    verdicts = [check(truth(rng, question.wanted, 128), question.wanted) for question in questions(40)]
+    rng, asked = np.random.default_rng(6), questions(2)
+    verdicts = [check(truth(rng, question.wanted, 256), question.wanted) for question in asked]
     assert share(verdicts, True) >= ENOUGH
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (another_background, "background is"),
-        (one_more, "things, not"),
-        (another_color, "not as asked"),
-    ],
-)
-def test_a_verdict_says_why(change: Change, words: str) -> None:
-    scene = random_scene(np.random.default_rng(11))
-    picture = render(scene, 128, 128)
-    assert check(picture, Wanted.of(scene)) == Verdict(True, "as asked")
-    wrong = change(np.random.default_rng(0), Wanted.of(scene))
-    assert wrong is not None and words in check(picture, wrong).reason
+def test_a_verdict_says_why() -> None:
+    autumn = Backdrop("", "dusk", "autumn", "rain")
+    things = (Thing("pine", "green", 0.26, 0.5, 0.18), Thing("moon", "yellow", 0.74, 0.5, 0.18))
+    picture = render(Scene(autumn, things, "left of"), 256, 256)
+    wanted = Wanted(autumn, (("pine", "green"), ("moon", "yellow")), "left of")
+    assert check(picture, wanted) == Verdict(True, "as asked")
+    for wrong, words in [
+        (replace(wanted, backdrop=Backdrop()), "the background is autumn dusk, not white"),
+        (replace(wanted, backdrop=replace(autumn, weather="snow")), "rain falls, not snow"),
+        (replace(wanted, backdrop=replace(autumn, weather="")), "rain falls, not nothing"),
+        (replace(wanted, things=(("pine", "blue"), ("moon", "yellow"))), "nothing blue where a blue pine should be"),
+        (replace(wanted, things=(("maple", "green"), ("moon", "yellow"))), "a pine instead of a maple"),
+        (replace(wanted, relation="above"), "nothing is above anything"),
+    ]:
+        assert check(picture, wrong) == Verdict(False, words)
+
+
+def test_every_colour_is_known_for_what_it_is() -> None:
+    for color in COLORS:
+        backdrop = next(each for each in PLAIN if each.shows(color))
+        picture = render(Scene(backdrop, (Thing("circle", color, 0.5, 0.5, 0.28),)), 128, 128)
+        assert [other for other in COLORS if check(picture, Wanted(backdrop, (("circle", other),))).right] == [color]
 
 
 def test_the_checker_agrees_with_the_eye() -> None:
     """A hundred pictures of the dense seedling, labelled by looking before the checker was asked.
 
-    Most are right, so the crooked ones count for themselves: a checker that accepts everything would agree in 93.
+    Where most are right, the crooked ones count for themselves: a checker that accepts everything must not pass.
     """
     wishes = {question.prompt: question.wanted for question in questions()}
     seen = [(check(picture.pixels, wishes[picture.prompt]).right, picture.right) for picture in labelled()]

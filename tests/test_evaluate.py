@@ -11,11 +11,13 @@ from PIL import Image
 
 from engine import catalog, evaluate
 from engine.fake import paint
+from engine.seedling.checker import check
 from engine.seedling.questions import TASKS, Question, questions
 from engine.types import BadRequest, EngineError, Picture, Request, Seconds, Step
 from tests.truth import truth
 
-ASKED = {question.prompt: question for question in questions(evaluate.PER_TASK)}
+ASKED = {question.prompt: question for question in questions(20)}
+LANGUAGES = ["en", "hi", "ta"]  # that the tiny packs know
 Artist = Callable[[Request], np.ndarray]
 
 
@@ -23,8 +25,12 @@ def gradient(prompt: str, seed: int, width: int, height: int) -> np.ndarray:
     return paint(Request(prompt, "fake", seed, width, height, 4))
 
 
-def right_picture(question: Question) -> np.ndarray:
-    return truth(np.random.default_rng(0), question.wanted, 64)
+class Verdict:
+    def __init__(self, right: bool) -> None:
+        self.right = right
+
+
+BLANK, DRAWN = np.zeros((64, 64, 3), np.uint8), np.ones((64, 64, 3), np.uint8)
 
 
 def knows(*tasks: str) -> Artist:
@@ -33,7 +39,7 @@ def knows(*tasks: str) -> Artist:
     def draw(request: Request) -> np.ndarray:
         question = ASKED[request.prompt]
         assert request.seed == question.seed
-        return right_picture(question) if question.task in tasks else np.zeros((64, 64, 3), np.uint8)
+        return DRAWN if question.task in tasks else BLANK
 
     return draw
 
@@ -60,6 +66,7 @@ class StandIn:
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "Worker", StandIn)
+    monkeypatch.setattr(evaluate, "check", lambda picture, wanted: Verdict(bool(picture.any())))  # in no time
     for name in ("left", "opened", "closed"):
         monkeypatch.setattr(StandIn, name, 0)
 
@@ -81,28 +88,44 @@ def shipped(tiny_packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_scores_add_up(shipped: Path, tmp_path: Path, draws) -> None:
     draws(knows("counting", "colors", "position"))
-    result = evaluate.run("seedling-dense", 60, tmp_path)
-    assert result["n"] == 60 and list(result["tasks"]) == list(TASKS)
+    result = evaluate.run("seedling-dense", 72, tmp_path)
+    assert result["n"] == 72 and list(result["tasks"]) == list(TASKS)
     assert result["tasks"] == {task: float(task in ("counting", "colors", "position")) for task in TASKS}
-    assert result["overall"] == 0.5 == result["languages"]["en"] and result["interval"] == [0.5, 0.5]
+    assert result["overall"] == 0.5 and result["languages"] == dict.fromkeys(LANGUAGES, 0.5)
+    assert result["kinds"] == {"shapes": 0.5, "objects": 0.5} and result["interval"] == [0.5, 0.5]
     assert json.loads(json.dumps(result)) == result and "against" not in result
     assert (StandIn.opened, StandIn.closed, StandIn.left) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("limit", "asked"), [(6, 6), (11, 6), (12, 12), (10**9, 720)])
-def test_a_limit_is_an_upper_limit(limit: int, asked: int, shipped: Path, tmp_path: Path, draws, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "check", lambda picture, wanted: Verdict())
-    assert evaluate.run("seedling-ternary", limit, tmp_path)["n"] == asked
+def test_languages_and_kinds_have_scores_of_their_own(shipped: Path, tmp_path: Path, draws) -> None:
+    draws(partly(lambda question: question.language == "hi"))
+    result = evaluate.run("seedling-dense", 72, tmp_path)
+    assert result["languages"] == {"en": 0.0, "hi": 1.0, "ta": 0.0} and result["overall"] == pytest.approx(1 / 3)
+    draws(partly(lambda question: not question.shapes))
+    result = evaluate.run("seedling-ternary", 72, tmp_path)
+    assert result["kinds"] == {"shapes": 0.0, "objects": 1.0}
 
 
-class Verdict:
-    right = True
+def test_the_real_checker_judges(shipped: Path, tmp_path: Path, draws, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "check", check)
+    rng = np.random.default_rng(0)
+    draws(lambda request: truth(rng, ASKED[request.prompt].wanted, 256))
+    assert evaluate.run("seedling-dense", 18, tmp_path)["overall"] > 0.9
 
 
-@pytest.mark.parametrize("limit", [5, 0, -1])
+@pytest.mark.parametrize(("limit", "asked"), [(18, 18), (35, 18), (36, 36), (10**9, 1080)])
+def test_a_limit_is_an_upper_limit(limit: int, asked: int, shipped: Path, tmp_path: Path, monkeypatch) -> None:
+    """And every task is asked in every language that the model knows."""
+    result = evaluate.run("seedling-ternary", limit, tmp_path)
+    assert result["n"] == asked and list(result["languages"]) == LANGUAGES and list(result["tasks"]) == list(TASKS)
+
+
+@pytest.mark.parametrize("limit", [17, 5, 0, -1])
 def test_a_limit_below_the_number_of_tasks_is_refused(limit: int, shipped: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match=f"a limit of {limit} .* give 6 or more"):
+    with pytest.raises(BadRequest, match=f"a limit of {limit} .* give 18 or more"):
         evaluate.run("seedling-ternary", limit, tmp_path)
+    with pytest.raises(BadRequest, match="give 6 or more"):
+        evaluate.run("seedling-ternary", min(limit, 5), tmp_path, lang="hi")
 
 
 def every_third(question: Question) -> bool:
@@ -112,7 +135,7 @@ def every_third(question: Question) -> bool:
 def partly(right: Callable[[Question], bool]) -> Artist:
     def draw(request: Request) -> np.ndarray:
         question = ASKED[request.prompt]
-        return right_picture(question) if right(question) else np.zeros((64, 64, 3), np.uint8)
+        return DRAWN if right(question) else BLANK
 
     return draw
 
@@ -120,7 +143,7 @@ def partly(right: Callable[[Question], bool]) -> Artist:
 def test_the_interval_holds_the_score_and_narrows_with_more_questions(shipped: Path, tmp_path: Path, draws) -> None:
     draws(partly(every_third))
     widths = []
-    for limit in (60, 240):
+    for limit in (72, 288):
         result = evaluate.run("seedling-dense", limit, tmp_path)
         low, high = result["interval"]
         assert low < result["overall"] < high
@@ -131,22 +154,22 @@ def test_the_interval_holds_the_score_and_narrows_with_more_questions(shipped: P
 def test_the_comparison_is_paired(shipped: Path, tmp_path: Path, draws) -> None:
     """The same answers give a ratio of exactly one: each resample takes the same questions of both models."""
     draws(partly(every_third))
-    evaluate.run("seedling-dense", 120, tmp_path)
-    against = evaluate.run("seedling-ternary", 60, tmp_path)["against"]  # part of what the reference was asked
+    evaluate.run("seedling-dense", 180, tmp_path)
+    against = evaluate.run("seedling-ternary", 72, tmp_path)["against"]  # part of what the reference was asked
     assert against == {
         "model": "seedling-dense", "difference": 0.0, "difference_interval": [0.0, 0.0], "ratio": 1.0,
         "interval": [1.0, 1.0],
     }  # fmt: skip
     draws(partly(lambda question: question.seed % 6 == 0))
-    against = evaluate.run("seedling-binary", 120, tmp_path)["against"]
-    assert against["interval"][0] < against["ratio"] < against["interval"][1] < 1 and 0.4 < against["ratio"] < 0.6
+    against = evaluate.run("seedling-binary", 180, tmp_path)["against"]
+    assert against["interval"][0] < against["ratio"] < against["interval"][1] < 1 and 0.2 < against["ratio"] < 0.6
 
 
 def test_there_is_no_ratio_to_a_reference_that_is_hardly_ever_right(shipped: Path, tmp_path: Path, draws) -> None:
-    draws(partly(lambda question: question.seed % 40 == 0))  # one in each task of 20
-    evaluate.run("seedling-dense", 120, tmp_path)
+    draws(partly(lambda question: question.seed % 40 == 0))  # one in each task of 30
+    evaluate.run("seedling-dense", 180, tmp_path)
     draws(partly(every_third))
-    against = evaluate.run("seedling-binary", 120, tmp_path)["against"]
+    against = evaluate.run("seedling-binary", 180, tmp_path)["against"]
     assert "ratio" not in against and 0.2 < against["difference"] < 0.4
     assert 0 < against["difference_interval"][0] < against["difference"] < against["difference_interval"][1]
 
@@ -158,30 +181,30 @@ def test_a_run_that_is_cut_off_loses_no_answer(fault: BaseException, shipped: Pa
 
     def fails_late(request: Request) -> np.ndarray:
         asked.append(request.prompt)
-        if len(asked) == 21:
+        if len(asked) == 26:
             raise fault
         return artist(request)
 
     draws(fails_late)
     said: list[str] = []
     with pytest.raises(type(fault)):
-        evaluate.run("seedling-dense", 30, tmp_path, say=said.append)
-    assert [line.partition(": ")[0] for line in said] == list(TASKS)[:4] and said[0] == "single_object: 2 of 5 right"
-    whole = evaluate.run("seedling-dense", 30, tmp_path, say=said.append)
-    assert said[4] == "20 of 30 questions were answered before the last run was cut off"
-    assert len(asked) == 31 and len(set(asked)) == 30
+        evaluate.run("seedling-dense", 36, tmp_path, say=said.append)
+    assert [line.partition(": ")[0] for line in said] == list(TASKS)[:4] and said[0] == "single_object: 2 of 6 right"
+    whole = evaluate.run("seedling-dense", 36, tmp_path, say=said.append)
+    assert said[4] == "25 of 36 questions were answered before the last run was cut off"
+    assert len(asked) == 37 and len(set(asked)) == 36
     draws(artist)
-    assert evaluate.run("seedling-dense", 30, tmp_path) == whole
+    assert evaluate.run("seedling-dense", 36, tmp_path) == whole
     assert [path.name for path in (tmp_path / "evaluations").iterdir()] == ["seedling-dense.json"]
 
 
 def test_no_comparison_with_other_questions_or_another_reference(shipped: Path, tmp_path: Path, draws) -> None:
     draws(partly(every_third))
-    evaluate.run("seedling-dense", 60, tmp_path)
-    assert "against" not in evaluate.run("seedling-ternary", 66, tmp_path)
-    assert "against" in evaluate.run("seedling-ternary", 60, tmp_path)
+    evaluate.run("seedling-dense", 72, tmp_path)
+    assert "against" not in evaluate.run("seedling-ternary", 90, tmp_path)
+    assert "against" in evaluate.run("seedling-ternary", 72, tmp_path)
     (shipped / "seedling-dense" / "niwaki.json").write_text('{"demo": true, "hidden_states": [1, 2, 3]}')
-    assert "against" not in evaluate.run("seedling-ternary", 60, tmp_path)  # it was trained again since
+    assert "against" not in evaluate.run("seedling-ternary", 72, tmp_path)  # it was trained again since
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"pack": null}', "\0"])
@@ -189,21 +212,22 @@ def test_damaged_answers_of_the_reference_count_as_none(text: str, shipped: Path
     draws(partly(every_third))
     (tmp_path / "evaluations").mkdir()
     (tmp_path / "evaluations" / "seedling-dense.json").write_text(text)
-    assert "against" not in evaluate.run("seedling-ternary", 6, tmp_path)
+    assert "against" not in evaluate.run("seedling-ternary", 18, tmp_path)
 
 
 def test_only_languages_the_model_knows(shipped: Path, tmp_path: Path, draws) -> None:
     draws(knows())
-    assert evaluate.run("seedling-ternary", 6, tmp_path, lang="en")["languages"] == {"en": 0.0}
+    result = evaluate.run("seedling-ternary", 12, tmp_path, lang="hi")
+    assert result["languages"] == {"hi": 0.0} and result["n"] == 12
     with pytest.raises(BadRequest, match="does not know the language 'mr'; it knows en, hi, ta"):
-        evaluate.run("seedling-ternary", 6, tmp_path, lang="mr")
+        evaluate.run("seedling-ternary", 18, tmp_path, lang="mr")
 
 
 def test_models_of_another_world_are_refused(shipped: Path, tmp_path: Path) -> None:
     notes = shipped / "seedling-ternary" / "niwaki.json"
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"demo": False}))
     with pytest.raises(BadRequest, match="no demo model"):
-        evaluate.run("seedling-ternary", 6, tmp_path)
+        evaluate.run("seedling-ternary", 18, tmp_path)
     with pytest.raises(BadRequest, match="unknown model 'nobody'"):
         evaluate.run("nobody", 6, tmp_path)
 
@@ -211,7 +235,7 @@ def test_models_of_another_world_are_refused(shipped: Path, tmp_path: Path) -> N
 def test_an_unwritable_data_folder_is_found_out_before_the_first_picture(shipped: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadRequest, match="can't write into .*file.*choose another folder"):
-        evaluate.run("seedling-ternary", 6, tmp_path / "file")
+        evaluate.run("seedling-ternary", 18, tmp_path / "file")
     assert StandIn.opened == 0
 
 

@@ -3,14 +3,15 @@
 import numpy as np
 
 from engine.seedling.checker import Wanted
-from engine.seedling.scenes import draw_group, draw_pair, other_color, render
+from engine.seedling.drawing import render
+from engine.seedling.scenes import draw_group, draw_pair
 
 
 def truth(rng: np.random.Generator, wanted: Wanted, side: int) -> np.ndarray:
-    """uint8 [side, side, 3]; colours that are left open are drawn from `rng`, and so are the places."""
-    kinds = [(shape, color or other_color(rng, wanted.background)) for shape, color in wanted.things]
+    """uint8 [side, side, 3]; the places are drawn from `rng`."""
+    first = wanted.things[0]
     if wanted.relation:
-        scene = draw_pair(rng, kinds[0], wanted.relation, kinds[1], wanted.background)
+        scene = draw_pair(rng, first, wanted.relation, wanted.things[1], wanted.backdrop)
     else:
-        scene = draw_group(rng, *kinds[0], len(kinds), wanted.background)
+        scene = draw_group(rng, *first, len(wanted.things), wanted.backdrop)
     return render(scene, side, side)

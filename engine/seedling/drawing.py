@@ -268,12 +268,12 @@ def paper(backdrop: Backdrop, width: int, height: int) -> np.ndarray:
 
 
 _FLAKE = {"rain": (96, 120, 168), "snow": (255, 255, 255)}
-_CELL = 1 / 6  # of the shorter side: one drop or flake in each, a row in two moved by half
+CELL = 1 / 6  # of the shorter side: one drop or flake in each, a row in two moved by half
 
 
 def falling(weather: str, width: int, height: int) -> np.ndarray:
     """How much of each pixel drops or flakes cover, float32 [height, width] in [0, 1]; always in the same places."""
-    cell = _CELL * min(width, height)
+    cell = CELL * min(width, height)
     x = (np.arange(width, dtype=np.float32)[None, :] + 0.5) / cell
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / cell
     row = np.floor(y)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-COUNT, IN_A_ROW, SIDE = 100, 10, 128
+COUNT, IN_A_ROW, SIDE = 100, 10, 256
 
 
 @dataclass(frozen=True)

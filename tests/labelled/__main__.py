@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from engine.evaluate import pictures
+from engine.seedling.checker import Wanted
 from engine.seedling.questions import questions
 from tests.labelled import COUNT, IN_A_ROW, SIDE
 
-PAGE, ZOOM, LABEL = 20, 2, 18
+PAGE, ZOOM, LABEL = 20, 1, 18
 
 
 def main() -> None:
@@ -22,8 +23,8 @@ def main() -> None:
     parser.add_argument("--model", default="seedling-dense", help="default: %(default)s")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    # Not the pictures that evaluate judges: other seeds of every sixth of its questions.
-    asked = [replace(question, seed=question.seed + 50_000) for question in questions()[::6]][:COUNT]
+    # Not the pictures that evaluate judges: other seeds of every fourteenth of its questions, all languages among them.
+    asked = [replace(question, seed=question.seed + 500_000) for question in questions()[::14]][:COUNT]
     with tempfile.TemporaryDirectory() as data_dir:
         drawn = [picture.pixels for _, picture in pictures(asked, args.model, "auto", Path(data_dir))]
     rows = [np.concatenate(drawn[i : i + IN_A_ROW], axis=1) for i in range(0, COUNT, IN_A_ROW)]
@@ -35,16 +36,27 @@ def main() -> None:
 
 
 def page(asked: list, drawn: list[np.ndarray], first: int) -> Image.Image:
-    """Twenty pictures, twice as large, each under its number and prompt."""
+    """Twenty pictures, each under its number and what its prompt wants."""
     side, wide = SIDE * ZOOM, 5
     sheet = Image.new("RGB", (wide * (side + 6), -(-len(drawn) // wide) * (side + LABEL * 2)), "#888")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, (question, pixels) in enumerate(zip(asked, drawn, strict=True)):
         y, x = (number // wide) * (side + LABEL * 2), (number % wide) * (side + 6)
-        words = f"{first + number} {question.prompt}"
-        pen.text((x + 2, y + 2), words[:40] + "\n" + words[40:], "#fff", font, spacing=1)
+        words = f"{first + number} {_in_english(question.wanted)}"  # the font knows no other language
+        pen.text((x + 2, y + 2), words[:44] + "\n" + words[44:], "#fff", font, spacing=1)
         sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (x, y + LABEL * 2))
     return sheet
+
+
+def _in_english(wanted: Wanted) -> str:
+    things = (
+        f" {wanted.relation} ".join(f"{color} {kind}" for kind, color in wanted.things)
+        if wanted.relation
+        else (f"{len(wanted.things)} {wanted.things[0][1]} {wanted.things[0][0]}")
+    )
+    backdrop = wanted.backdrop
+    parts = (backdrop.color, backdrop.season, backdrop.time, backdrop.weather)
+    return f"{things}; {' '.join(part for part in parts if part)}"
 
 
 if __name__ == "__main__":
