@@ -38,6 +38,15 @@ ALLOWED = {
     "engine.mlx_backend": ("engine/mlx_backend", "engine/worker.py", "engine/accept_subject.py"),
     "engine.seedling": ("engine/seedling", "engine/evaluate.py", "engine/retention.py"),
 }
+# Of the seedling's own files, those that the world of its pictures is made of: who of them may know whom.
+GARDEN = {
+    "engine/seedling/backdrops.py": (),
+    "engine/seedling/scenes.py": ("backdrops",),
+    "engine/seedling/drawing.py": ("backdrops", "scenes"),
+    "engine/seedling/captions/core.py": (),
+    **{f"engine/seedling/captions/{word}.py": ("captions",) for word in ("english", "hindi", "marathi", "tamil")},
+    "engine/seedling/captions/__init__.py": ("captions", "scenes"),
+}
 HEAVY = ("torch", "diffusers", "transformers", "gradio", "mlx", "PIL", "tokenizers", "safetensors")
 
 
@@ -79,6 +88,13 @@ def stray(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nobody_imports_what_is_not_theirs(path: Path) -> None:
     assert stray(path) == []
+
+
+@pytest.mark.parametrize(("name", "known"), GARDEN.items())
+def test_captions_know_no_pixels_and_pictures_no_captions(name: str, known: tuple[str, ...]) -> None:
+    ours = {imported.split(".")[2] for imported, _ in imports(ROOT / name) if imported.startswith("engine.seedling.")}
+    assert ours <= set(known)
+    assert not [imported for imported, _ in imports(ROOT / name) if imported.split(".")[0] in ("torch", "scipy")]
 
 
 def test_the_rules_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

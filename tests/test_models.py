@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine import catalog
 from engine.prompt import unknown_words
+from engine.seedling import captions
+from engine.seedling.backdrops import WHITE, Backdrop
+from engine.seedling.scenes import Scene, Thing
 from engine.types import BadRequest
-from studio import models, page
+from studio import measure_variation, models, page
 from studio.settings import Settings
 from tests.serving import OFFERS
 
@@ -52,3 +56,40 @@ def test_the_examples_use_only_words_that_the_shipped_model_knows(tmp_path: Path
     shown = [text for lang, text in page.EXAMPLES if lang in notes.languages]
     assert len(shown) >= 4
     assert {text: unknown_words(text, notes.vocabulary) for text in shown} == dict.fromkeys(shown, ())
+
+
+def scene(backdrop: Backdrop, *things: tuple[str, str], count: int = 1, relation: str = "") -> Scene:
+    return Scene(backdrop, tuple(Thing(*thing, 0.5, 0.5, 0.2) for thing in things) * count, relation)
+
+
+# What we offer and measure with, and what it asks for; a colour that is not said is the natural one.
+ASKED = {
+    ("en", "two red lanterns at dusk"): scene(Backdrop("", "dusk"), ("lantern", "red"), count=2),
+    ("hi", "सर्दियों की रात में एक सफ़ेद सारस"): scene(Backdrop("", "night", "winter"), ("crane", "white")),
+    ("mr", "पावसात तीन निळ्या छत्र्या"): scene(Backdrop("", "day", "", "rain"), ("umbrella", "blue"), count=3),
+    ("ta", "இரவில் ஒரு மஞ்சள் நிலா"): scene(Backdrop("", "night"), ("moon", "yellow")),
+    ("en", "four orange koi on a blue background"): scene(Backdrop("blue"), ("koi", "orange"), count=4),
+    ("en", "a red maple leaf in autumn"): scene(Backdrop("", "day", "autumn"), ("maple", "red")),
+    ("en", "a moon above a pagoda at night"): scene(
+        Backdrop("", "night"), ("moon", "yellow"), ("pagoda", "purple"), relation="above"
+    ),
+    ("en", "a crane left of a pine"): scene(WHITE, ("crane", "gray"), ("pine", "green"), relation="left of"),
+    ("en", "three pink umbrellas in the rain"): scene(
+        Backdrop("", "day", "", "rain"), ("umbrella", "pink"), count=3
+    ),
+}  # fmt: skip
+
+
+def test_the_examples_are_in_every_language_first_and_then_english() -> None:
+    assert [language for language, _ in page.EXAMPLES] == ["en", "hi", "mr", "ta", "en", "en", "en"]
+    assert {*page.EXAMPLES, *(("en", prompt) for prompt in measure_variation.PROMPTS)} == ASKED.keys()
+    vocabulary = captions.vocabulary()
+    assert not [text for _, text in ASKED if unknown_words(text, vocabulary)]
+
+
+@pytest.mark.parametrize(("language", "text"), ASKED)
+def test_the_seedling_has_learned_what_we_ask_it_for(language: str, text: str) -> None:
+    """Not held out of training, in colours that are seen, and worded as its captions are."""
+    wanted, rng = ASKED[language, text], np.random.default_rng(0)
+    assert not wanted.held_out and all(wanted.backdrop.shows(thing.color) for thing in wanted.things)
+    assert text in (captions.caption(rng, wanted, language) for _ in range(4000))
