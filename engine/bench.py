@@ -21,9 +21,9 @@ from engine.types import BadRequest, Picture, Request, Step
 from engine.worker import Worker
 
 MAX_RUNS = 100
-_SHAPES = ("circles", "squares", "triangles", "rings")
+_KINDS = "circles squares triangles rings lanterns boats cranes bridges rocks umbrellas".split()
 _COLORS = ("red", "blue", "green", "yellow", "purple")
-_COUNTS = ("two", "three", "four", "two small", "three small")
+_COUNTS = ("two", "three")
 
 
 def run(
@@ -103,8 +103,8 @@ def _median(seconds: list[float]) -> float:
 def _prompts() -> Iterator[str]:
     """100 different prompts, and one for the cold start, that a demo model knows and a real one doesn't mind."""
     yield "a red circle on a white background"
-    for shape, color, count in product(_SHAPES, _COLORS, _COUNTS):
-        yield f"{count} {color} {shape}"
+    for kind, color, count in product(_KINDS, _COLORS, _COUNTS):
+        yield f"{count} {color} {kind}"
 
 
 def _cold(worker: Worker, request: Request) -> tuple[float, Picture]:

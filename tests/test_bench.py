@@ -7,7 +7,9 @@ import pytest
 
 from engine import bench
 from engine.packs import open_pack
+from engine.prompt import unknown_words
 from engine.sampling import sampled
+from engine.seedling import captions
 from engine.types import BadRequest
 from tests.packs.writers import write_packs
 
@@ -67,6 +69,7 @@ def test_samples_stop_where_nothing_can_be_told() -> None:
 def test_every_picture_has_a_prompt_of_its_own() -> None:
     prompts = list(bench._prompts())
     assert len(set(prompts)) == len(prompts) == bench.MAX_RUNS + 1
+    assert unknown_words(" ".join(prompts), captions.vocabulary()) == ()  # a demo model's pictures mean something too
 
 
 @pytest.mark.parametrize("runs", [0, -1, 101])
