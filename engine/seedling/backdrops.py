@@ -4,6 +4,7 @@ Knows no things, captions or models.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -63,9 +64,14 @@ class Backdrop:
 
     def shows(self, color: str) -> bool:
         """Whether a thing of that colour stands out anywhere on it."""
-        top, bottom = self.edges
-        washes = top + (bottom - top) * np.linspace(0, 1, 9)[:, None]
-        return bool(np.linalg.norm(washes - COLORS[color], axis=1).min() >= CLEAR)
+        return _shows(self, color)
+
+
+@cache  # 700 answers, and every scene asks for ten of them
+def _shows(backdrop: Backdrop, color: str) -> bool:
+    top, bottom = backdrop.edges
+    washes = top + (bottom - top) * np.linspace(0, 1, 9)[:, None]
+    return bool(np.linalg.norm(washes - COLORS[color], axis=1).min() >= CLEAR)
 
 
 WHITE = Backdrop()
