@@ -45,8 +45,7 @@ SHARPNESS = 8.0  # of the choice between answers, whose likeness becomes 1 for t
 
 def build_encoder() -> Qwen3Model:
     """Six layers whose last state is taken before the final norm, which therefore does nothing here."""
-    # torch's fused attention takes twice as long backwards, on a CPU and at this size, as its parts do
-    encoder = Qwen3Model(Qwen3Config(**ENCODER, attn_implementation="eager"))
+    encoder = Qwen3Model(Qwen3Config(**ENCODER))
     encoder.norm = nn.Identity()
     quantize.quantize_encoder(encoder)
     return encoder
