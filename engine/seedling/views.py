@@ -19,7 +19,9 @@ FOREGROUND = 38.0  # further than this from the paper is something; things are a
 PAPER = 36.0  # further than this from the wanted paper, on average, is another one
 FORGIVEN = 20.0  # how far all of it may be off together
 TONE = 3.0  # nearer by this to another one is that one: an eye tells no less
-DROPS = 0.5  # share of the cells without a thing in which a drop or flake is to be seen; weather is there from here on
+# The share of the cells without a thing in which a drop or flake is to be seen, and how like a drawn one all cells are
+# on average, taken together: weather is there from here on. Rain at dusk is faint, but everywhere.
+FALLING = 0.34
 FAINTEST, ALIKE = 0.25, 0.3  # a drop's strength against a drawn one's, and its correlation with that, at least
 THICK = 0.21 * CELL  # of the shorter side: what a disc of that radius fits into is no drop or flake
 
@@ -141,8 +143,8 @@ def _weather(apart: np.ndarray, backdrop: Backdrop) -> str:
     thick = ndimage.binary_opening(length(apart) > FOREGROUND, _disc(radius))
     free = ~ndimage.binary_dilation(thick, _disc(1.2 * radius))
     found = {weather: _falls(apart, free, backdrop, weather) for weather in WEATHERS}
-    best = max(found, key=lambda weather: found[weather][1])
-    return best if found[best][0] >= DROPS else ""
+    best = max(found, key=lambda weather: sum(found[weather]))
+    return best if sum(found[best]) >= FALLING else ""
 
 
 def _falls(apart: np.ndarray, free: np.ndarray, backdrop: Backdrop, weather: str) -> tuple[float, float]:
