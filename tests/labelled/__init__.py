@@ -1,6 +1,6 @@
 """A hundred pictures of the dense seedling and whether each is right, by looking, before the checker was asked.
 
-Two pairs of eyes labelled them apart, and called the same seven wrong.
+One pair of eyes labelled them, and called ten wrong.
 
 `sheet.webp` holds the pictures, ten in a row, lossless; `labels.json` the prompt and the label of each, in that order.
 `python -m tests.labelled OUT` draws a new hundred with unlabelled entries, and large pages to label them from.
