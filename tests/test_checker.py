@@ -31,7 +31,7 @@ from tests.truth import truth
 
 Rng = np.random.Generator
 SIZES = [(256, 256), (128, 128), (320, 192), (192, 320)]
-CASES, ENOUGH = 40, 0.98
+CASES, ENOUGH = 31, 0.98
 
 
 def share(verdicts: list[Verdict], right: bool) -> float:
