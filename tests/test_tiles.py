@@ -40,7 +40,7 @@ def painted(size: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[PictureDecoder, torch.Tensor]:
-    """The seedling's decoder, whose two big groups a norm make it sensitive, and the tokens of a 1024 x 1024 picture."""
+    """The seedling's decoder, sensitive with its two big groups a norm, and the tokens of a 1024 x 1024 picture."""
     from diffusers import AutoencoderKLFlux2
     from safetensors.torch import load_file
 
