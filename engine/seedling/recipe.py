@@ -40,7 +40,6 @@ class Recipe:
     branch_steps: int = 3000
     whole_text_steps: int = 1500
     batch: int = 32
-    compiled: bool = False
 
     def run(self, name: str) -> Run:
         return Run(self.folder / name)
@@ -97,7 +96,7 @@ def train_flow(recipe: Recipe, variant: str) -> None:
     steps = {"base": recipe.base_steps, "quantized": recipe.quantized_steps}.get(variant, recipe.branch_steps)
     whole = 0 if variant in diffusion.CONSTANT else recipe.whole_text_steps
     settings = diffusion.DiffusionTraining(
-        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed, compiled=recipe.compiled,
+        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed,
         brief=max(0, steps - whole),
     )  # fmt: skip
     examples = diffusion.Examples(recipe.latents, recipe.seed)
