@@ -29,9 +29,9 @@ class Runs:
     def __init__(self, page: Page) -> None:
         self.page = page
         page.operations |= {  # how much of a new seed's change: measured on the seedling (SPEED.md)
-            "vary": ("Vary, subtle: a quarter of a new seed", partial(self._vary, "subtle")),
+            "vary": ("Vary, subtle: a third of a new seed", partial(self._vary, "subtle")),
             "refine": ("Refine", self._refine),
-            "vary medium": ("Vary, medium: two fifths of a new seed", partial(self._vary, "medium")),
+            "vary medium": ("Vary, medium: half of a new seed", partial(self._vary, "medium")),
             "vary strong": ("Vary, strong: three quarters of a new seed", partial(self._vary, "strong")),
         }
 

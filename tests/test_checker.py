@@ -166,10 +166,8 @@ def another_time(rng: Rng, wanted: Wanted) -> Wanted | None:
 
 
 def another_season(rng: Rng, wanted: Wanted) -> Wanted | None:
-    """By day, no eye tells winter from no season said."""
-    is_like = ("", "winter") if wanted.backdrop.time == "day" else ()
-    here = {wanted.backdrop.season, *(is_like if wanted.backdrop.season in is_like else ())}
-    return _outdoors(wanted, season=str(rng.choice([each for each in ("", *SEASONS) if each not in here])))
+    here = wanted.backdrop.season
+    return _outdoors(wanted, season=str(rng.choice([each for each in ("", *SEASONS) if each != here])))
 
 
 def another_weather(rng: Rng, wanted: Wanted) -> Wanted | None:
@@ -324,11 +322,11 @@ def test_every_colour_is_known_for_what_it_is() -> None:
 def test_the_checker_agrees_with_the_eye() -> None:
     """A hundred pictures of the dense seedling, labelled by looking before the checker was asked.
 
-    It is the stricter of the two: of ninety that the eye lets pass it refuses up to a quarter, most of them soft in
-    between two kinds, and of the ten others it lets two pass, a crane and a koi that are hardly any.
+    They differ in five of them: three things are refused that the eye lets pass, one for its rays and two for being a
+    little round; a gray boat gone tan and a koi that is hardly one are accepted.
     """
     wishes = {question.prompt: question.wanted for question in questions()}
     seen = [(check(picture.pixels, wishes[picture.prompt]).right, picture.right) for picture in labelled()]
     wrong = [verdict for verdict, right in seen if not right]
-    assert len(seen) == 100 and sum(verdict == right for verdict, right in seen) >= 75
+    assert len(seen) == 100 and sum(verdict == right for verdict, right in seen) >= 95
     assert len(wrong) >= 5 and sum(wrong) <= 2

@@ -194,12 +194,10 @@ def test_sky_is_washed_into_ground(width: int, height: int) -> None:
 
 
 def test_every_backdrop_looks_its_own() -> None:
-    """Nearest of all are daylight and winter's day, whose grounds are 9.4 apart; all others are at least 14."""
+    """Nearest of all are spring and summer at night, 20.8 apart."""
     pictures = {backdrop: paper(backdrop, 64, 64) for backdrop in BACKDROPS}
     for one, two in combinations(pictures, 2):
-        pale = {(b.time, b.season, b.weather) for b in (one, two)} >= {("day", "winter", one.weather)}
-        apart = np.linalg.norm(pictures[one] - pictures[two], axis=2).max()
-        assert apart > (9 if pale else 14), (one, two)
+        assert np.linalg.norm(pictures[one] - pictures[two], axis=2).max() > 20, (one, two)
 
 
 @pytest.mark.parametrize("weather", backdrops.WEATHERS)

@@ -321,9 +321,7 @@ def test_captions_and_questions_of_a_batch_are_about_its_latents(
     examples: diffusion.Examples, monkeypatch: Any
 ) -> None:
     seen: list[Scene] = []
-    draw = diffusion.scene_of
-    monkeypatch.setattr(diffusion, "scene_of", lambda *key: seen.append(draw(*key)) or seen[-1])
-    monkeypatch.setattr(diffusion, "caption", lambda rng, scene: repr(scene))
+    monkeypatch.setattr(diffusion, "caption", lambda rng, scene: seen.append(scene) or repr(scene))
     batch = examples.batch((0, 0), 5, 8)
     assert batch.captions == [repr(scene) for scene in seen] and not any(scene.held_out for scene in seen)
     assert batch.wanted.tolist() == [reader.answers(scene) for scene in seen]
@@ -332,6 +330,15 @@ def test_captions_and_questions_of_a_batch_are_about_its_latents(
     places = [dataset.scene_of(0, batch.size, i) for i in range(len(stored))]
     rows = stored.rows(np.array([places.index(scene) for scene in seen]))
     np.testing.assert_array_equal(batch.latents.numpy(), rows)
+
+
+def test_several_things_are_shown_twice_as_often_as_one(examples: diffusion.Examples) -> None:
+    size = diffusion.SIZES[0]
+    singles = np.mean([len(scene.things) == 1 for scene in examples.scenes[size]])
+    batches = (examples.batch((0, 0), step, 50) for step in range(60))
+    shown = np.concatenate([batch.wanted[:, 3] == 0 for batch in batches if batch.size == size])  # the count, from 1 on
+    assert len(shown) > 2000 and 0 < singles < 1
+    assert abs(shown.mean() - singles / (singles + 2 * (1 - singles))) < 0.03
 
 
 def test_noise_tells_what_the_caption_leaves_open_and_is_noise_all_the_same() -> None:
@@ -347,8 +354,7 @@ def test_noise_tells_what_the_caption_leaves_open_and_is_noise_all_the_same() ->
 
 def test_the_noise_of_a_batch_belongs_to_its_scenes(examples: diffusion.Examples, monkeypatch: Any) -> None:
     seen: list[Scene] = []
-    draw = diffusion.scene_of
-    monkeypatch.setattr(diffusion, "scene_of", lambda *key: seen.append(draw(*key)) or seen[-1])
+    monkeypatch.setattr(diffusion, "caption", lambda rng, scene: seen.append(scene) or "")
     batch = examples.batch((0, 0), 5, 20)
     told = ndtr(batch.noise.mean(dim=1)[:, : len(scenes.FREEDOM)].double().numpy() * np.sqrt(batch.noise.shape[1]))
     agrees = np.abs(told - [scene.freedom for scene in seen]).max(axis=1) < 1e-5

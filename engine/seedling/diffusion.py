@@ -6,7 +6,7 @@ to zero. The layers are diffusers' own.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,19 +142,29 @@ def lying(scene: Scene, size: SizeShare) -> np.ndarray:
     return np.concatenate([way, np.array(kinds)[nearest]], axis=1).astype(np.float32)
 
 
+SEVERAL = 2.0  # how often a scene of several things is shown for each time that one of a single thing is
+
+
+def _shares(scenes: Sequence[Scene]) -> np.ndarray:
+    """How likely each scene is to be shown, float [scenes]."""
+    often = np.array([SEVERAL if len(scene.things) > 1 else 1.0 for scene in scenes])
+    return often / often.sum()
+
+
 class Examples:
     """Batches as a function of (seed, step, process)."""
 
     def __init__(self, folder: Path, seed: int):
         self.latents = {size: Latents(folder, size) for size in SIZES}
-        self.seed = seed
+        self.scenes = {size: [scene_of(seed, size, i) for i in range(len(self.latents[size]))] for size in SIZES}
+        self._shares = {size: _shares(scenes) for size, scenes in self.scenes.items()}
 
     def batch(self, seed: tuple[int, ...], step: int, count: int) -> Batch:
         size = SIZES[np.random.default_rng((*seed, step)).choice(len(SIZES), p=[s.share for s in SIZES])]
         rng = np.random.default_rng((*seed, step, parallel.rank()))
-        indices = rng.integers(0, len(self.latents[size]), count)
+        indices = rng.choice(len(self.scenes[size]), count, p=self._shares[size])
         latents = torch.from_numpy(self.latents[size].rows(indices))
-        scenes = [scene_of(self.seed, size, int(i)) for i in indices]
+        scenes = [self.scenes[size][i] for i in indices]
         levels = draw_sigmas(rng, count, latents.shape[1])
         levels[: drafted(count)] = sigmas(latents.shape[1], STEPS)[STEPS - 1]
         freedom = np.array([scene.freedom for scene in scenes])

@@ -34,7 +34,7 @@ class Recipe:
     seed: int = 0
     vae_steps: int = 8000
     reader_steps: int = 3000
-    examples: int = 20_000
+    examples: int = 36_000
     base_steps: int = 6000
     quantized_steps: int = 3000
     branch_steps: int = 3000

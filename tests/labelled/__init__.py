@@ -1,6 +1,6 @@
 """A hundred pictures of the dense seedling and whether each is right, by looking, before the checker was asked.
 
-One pair of eyes labelled them, and called ten wrong.
+One pair of eyes labelled them, and called seven wrong.
 
 `sheet.webp` holds the pictures, ten in a row, lossless; `labels.json` the prompt and the label of each, in that order.
 `python -m tests.labelled OUT` draws a new hundred with unlabelled entries, and large pages to label them from.

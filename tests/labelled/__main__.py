@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as data_dir:
         drawn = [picture.pixels for _, picture in pictures(asked, args.model, "auto", Path(data_dir))]
     rows = [np.concatenate(drawn[i : i + IN_A_ROW], axis=1) for i in range(0, COUNT, IN_A_ROW)]
-    Image.fromarray(np.concatenate(rows)).save(args.out / "sheet.webp", lossless=True, quality=100, method=6)
+    Image.fromarray(np.concatenate(rows)).save(args.out / "sheet.webp", lossless=True, quality=60, method=4)
     entries = [{"prompt": question.prompt, "right": None} for question in asked]
     (args.out / "labels.json").write_text(json.dumps(entries, indent=0) + "\n", encoding="utf-8")
     for first in range(0, COUNT, PAGE):
