@@ -78,7 +78,7 @@ def running(tmp_path: Path, port: int, model: str = "seedling-ternary", backend:
 
 
 def generate(address: str, prompt: str, size: str) -> list[dict[str, Any]]:
-    """Press Generate over HTTP; returns the messages that the page would show."""
+    """Press Generate over HTTP; returns the messages that a page would show until it has the picture."""
     netloc = urlsplit(address).netloc
 
     def ask(method: str, path: str, body: str | None = None) -> http.client.HTTPResponse:
@@ -98,8 +98,8 @@ def generate(address: str, prompt: str, size: str) -> list[dict[str, Any]]:
     for line in ask("GET", "/gradio_api/queue/data?session_hash=test"):
         if line.startswith(b"data: "):
             messages.append(json.loads(line[6:]))
-            if messages[-1]["msg"] == "process_completed":
-                return messages
+            if b"/niwaki/picture/" in line or messages[-1]["msg"] == "process_completed":
+                return messages  # the stream would stay open for as long as an idle tab is followed
     raise AssertionError(messages)
 
 
