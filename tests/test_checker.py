@@ -98,17 +98,20 @@ def all_a_little(rng: Rng, scene: Scene, picture: np.ndarray) -> np.ndarray:
     return softened + 0.5 * (off_in_colour(rng, scene, picture) - picture) + rng.normal(0, 3, picture.shape)
 
 
-@pytest.mark.parametrize("draw", [random_scene, training_scene])
+@pytest.mark.parametrize("draw", [random_scene, pytest.param(training_scene, marks=pytest.mark.slow)])
 def test_the_truth_is_accepted(draw: Callable[[Rng], Scene]) -> None:
     assert accepted(draw, nothing, SIZES[0], 50) >= ENOUGH
 
 
-@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("size", [SIZES[1], *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[2:])])
 def test_the_truth_is_accepted_at_other_sizes(size: tuple[int, int]) -> None:
     assert accepted(random_scene, nothing, size, 40) >= ENOUGH
 
 
-@pytest.mark.parametrize("degrade", [blurred, jpeg, off_in_colour, noisy, warped, faint_ink, all_a_little])
+ONE_BY_ONE = [pytest.param(part, marks=pytest.mark.slow) for part in (blurred, off_in_colour, noisy)]
+
+
+@pytest.mark.parametrize("degrade", [jpeg, warped, faint_ink, all_a_little, *ONE_BY_ONE])
 def test_what_an_eye_forgives_is_accepted(degrade: Degradation) -> None:
     assert accepted(random_scene, degrade, SIZES[0], 40) >= ENOUGH
 

@@ -1,6 +1,8 @@
 """The packs in assets/models: complete, small, alike where they should be, and as good as the README says."""
 
 import re
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +70,15 @@ def test_every_group_of_every_block_linear_has_at_most_so_many_values(variant: s
         assert int((np.diff(groups, axis=1) > 0).sum(axis=1).max()) + 1 <= values
 
 
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with closing(Worker(data_dir=tmp_path_factory.mktemp("data"))) as worker:
+        yield worker
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_red_circles_on_a_blue_background(variant: str, tmp_path: Path) -> None:
-    worker = Worker(data_dir=tmp_path)
-    try:
-        answers = list(worker.run(Request("two red circles on a blue background", f"seedling-{variant}")))
-    finally:
-        worker.close()
+def test_two_red_circles_on_a_blue_background(variant: str, worker: Worker) -> None:
+    answers = list(worker.run(Request("two red circles on a blue background", f"seedling-{variant}")))
     assert isinstance(answers[-1], Picture)
     verdict = check(answers[-1].pixels, Wanted(Backdrop("blue"), (("circle", "red"), ("circle", "red"))))
     assert verdict.right, verdict.reason
