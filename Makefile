@@ -36,8 +36,8 @@ lint: $(VENV)/.test-tools
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-test: lint browser  ## the short round, in two processes
-	$(PY) -m pytest -n 2 --max-worker-restart 1 --timeout 240 -m "not slow"
+test: lint browser  ## the short round, in three processes
+	$(PY) -m pytest -n 3 --max-worker-restart 1 --timeout 240 -m "not slow"
 
 test-all: test  ## the short round, then the slow ones, which want the memory for themselves: training, the 4B model once
 	$(PY) -m pytest -m "slow and not full_size"
