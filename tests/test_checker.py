@@ -108,6 +108,7 @@ def test_the_truth_is_accepted_at_other_sizes(size: tuple[int, int]) -> None:
     assert accepted(random_scene, nothing, size, 40) >= ENOUGH
 
 
+# all_a_little has a little of each of these
 ONE_BY_ONE = [pytest.param(part, marks=pytest.mark.slow) for part in (blurred, off_in_colour, noisy)]
 
 

@@ -77,8 +77,8 @@ def running(tmp_path: Path, port: int, model: str = "seedling-ternary", backend:
         process.communicate(timeout=PATIENCE)
 
 
-def generate(address: str, prompt: str, size: str) -> list[dict[str, Any]]:
-    """Press Generate over HTTP; returns the messages that a page would show until it has the picture."""
+def generate(address: str, prompt: str, size: str, until: bytes) -> list[dict[str, Any]]:
+    """Press Generate over HTTP; returns the messages that a page would show, up to one that has `until` in it."""
     netloc = urlsplit(address).netloc
 
     def ask(method: str, path: str, body: str | None = None) -> http.client.HTTPResponse:
@@ -98,8 +98,8 @@ def generate(address: str, prompt: str, size: str) -> list[dict[str, Any]]:
     for line in ask("GET", "/gradio_api/queue/data?session_hash=test"):
         if line.startswith(b"data: "):
             messages.append(json.loads(line[6:]))
-            if b"/niwaki/picture/" in line or messages[-1]["msg"] == "process_completed":
-                return messages  # the stream would stay open for as long as an idle tab is followed
+            if until in line:
+                return messages
     raise AssertionError(messages)
 
 
@@ -109,9 +109,12 @@ def outside(spied: Path) -> list[str]:
     return [line for line in spied.read_text().splitlines() if not line.startswith(own)]
 
 
-def check_a_whole_session(tmp_path: Path, model: str, backend: str, size: str) -> None:
+PICTURE, END = b"/niwaki/picture/", b"process_completed"  # the second when an idle tab is no longer followed, 30 s on
+
+
+def check_a_whole_session(tmp_path: Path, model: str, backend: str, size: str, until: bytes) -> None:
     with running(tmp_path, serve.free_port("127.0.0.1", 8700), model, backend) as (process, said, address):
-        messages = generate(address, "two red circles", size)
+        messages = generate(address, "two red circles", size, until)
         assert messages[-1]["success"], messages[-1]
         (path,) = (tmp_path / "data" / "pictures").rglob("*.png")
         assert pictures.read_recipe(path)["seed"] == 5
@@ -126,12 +129,12 @@ def check_a_whole_session(tmp_path: Path, model: str, backend: str, size: str) -
 
 
 def test_a_session_talks_to_nobody_and_ends_cleanly(tmp_path: Path) -> None:
-    check_a_whole_session(tmp_path, "seedling-ternary", "fake", "128x128")
+    check_a_whole_session(tmp_path, "seedling-ternary", "fake", "128x128", PICTURE)
 
 
 @pytest.mark.slow
 def test_a_session_with_a_real_engine_talks_to_nobody(tmp_path: Path, tiny_packs: Path) -> None:
-    check_a_whole_session(tmp_path, str(tiny_packs / "ternary"), "auto", "64x64")
+    check_a_whole_session(tmp_path, str(tiny_packs / "ternary"), "auto", "64x64", END)
 
 
 def test_another_port_is_taken_and_said_and_ctrl_c_ends_it(tmp_path: Path) -> None:

@@ -96,9 +96,8 @@ def train_flow(recipe: Recipe, variant: str) -> None:
     steps = {"base": recipe.base_steps, "quantized": recipe.quantized_steps}.get(variant, recipe.branch_steps)
     whole = 0 if variant in diffusion.CONSTANT else recipe.whole_text_steps
     settings = diffusion.DiffusionTraining(
-        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed,
-        brief=max(0, steps - whole),
-    )  # fmt: skip
+        variant, steps, recipe.batch // parallel.processes(), seed=recipe.seed, brief=max(0, steps - whole)
+    )
     examples = diffusion.Examples(recipe.latents, recipe.seed)
     text = reader.TextBatch(tokenizer_of(recipe))
     origin = recipe.run({"base": "start", "quantized": "base"}.get(variant, "quantized"))
