@@ -24,7 +24,7 @@ PARTS: tuple[Part, ...] = ("transformer", "text_encoder")
 
 
 def rates(data_dir: Path, hardware: Hardware) -> Numbers | None:
-    """GFLOP/s of a product in each of FORMATS (0: torch can't), None where nobody has measured them here."""
+    """GFLOP/s of a packed layer in each of FORMATS (0: torch can't), None where nobody has measured them here."""
     found = _numbers(data_dir, _rates_key(hardware), "gflops")
     return found if found and set(found) == set(FORMATS) else None
 
@@ -35,7 +35,7 @@ def keep_rates(data_dir: Path, hardware: Hardware, gflops: Numbers) -> None:
         sentence = f"{hardware.name}: {words} (TFLOP/s of a packed layer)"
     else:
         words = ", ".join(f"{gflops[name]:.0f} in {name}" for name in FORMATS)
-        sentence = f"{hardware.name}, {hardware.cores} cores: {words} (GFLOP/s of a product in torch)"
+        sentence = f"{hardware.name}, {hardware.cores} cores: {words} (GFLOP/s of a packed layer)"
     measured.keep(data_dir, _rates_key(hardware), {"sentence": sentence, "gflops": dict(gflops)})
 
 

@@ -3,7 +3,7 @@ where nothing can be compiled."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from engine import measured, memory, products
 from engine.hardware import Hardware, detect
 from engine.packs import open_pack
 from engine.plan import Plan
-from engine.torch_backend import fused, kernels, linear
+from engine.torch_backend import fused, kernels, linear, measure
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.backend import Model
-from engine.torch_backend.kernels import Kernels, Unavailable
+from engine.torch_backend.kernels import UNITS, Codes, Kernels, Unavailable, Unit
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 
 GROUP = 128
@@ -29,17 +29,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-@pytest.fixture(params=["torch", "compiled"])
+@pytest.fixture(params=["torch", *(unit.name for unit in UNITS)])
 def passes(request: pytest.FixtureRequest, library: Path) -> Kernels | None:
-    if request.param == "compiled":
-        return compiled(library)
+    if request.param != "torch":
+        return compiled(library, [unit for unit in UNITS if unit.name == request.param])
     request.getfixturevalue("torch_products")
     return None
 
 
-def compiled(library: Path, hardware: Hardware | None = None) -> Kernels:
+def compiled(library: Path, units: Sequence[Unit] = UNITS, group: int = GROUP) -> Kernels:
     try:
-        return kernels.load(library, hardware or detect(), GROUP)
+        return kernels.load(library, detect(), group, units)
     except Unavailable as reason:
         pytest.skip(f"no compiled passes here: {reason}")
 
@@ -146,9 +146,31 @@ def test_buffers_are_given_back(tiny_packs: Path) -> None:
     assert not admission.scratch._buffers
 
 
+@pytest.mark.parametrize(("bits", "group"), [(1, 128), (2, 128), (4, 64), (4, 128)])
+def test_all_units_give_the_same_bits(bits: int, group: int, library: Path) -> None:
+    random = torch.Generator().manual_seed(bits)
+    tokens, inputs, outputs = 35, 7 * group, 200  # a rest of panels, an odd number of groups, a rest of a strip
+    codes = torch.randint(0, 256, (outputs, inputs * bits // 8), dtype=torch.uint8, generator=random)
+    scales, biases = torch.randn(2, outputs, 7, generator=random)
+    w, x = Codes(codes, scales, biases if bits == 4 else None, bits), torch.randn(tokens, inputs, generator=random)
+    answers = []
+    for unit in UNITS:
+        kernel = compiled(library, [unit], group)
+        answers.append(torch.full((tokens, outputs), float("nan")))
+        kernel.multiply(kernel.quantize(x), w, answers[-1])
+    assert torch.equal(*answers) and answers[0].isfinite().all()
+
+
+def test_int8_is_measured_as_it_will_be_multiplied(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.torch_backend.int8.exact", lambda: False)
+    assert measure.measure()["int8"] == 0
+    rates = measure.measure(compiled(library), GROUP)
+    assert set(rates) == set(products.FORMATS) and rates["int8"] > 0
+
+
 def test_threads_change_nothing(library: Path) -> None:
     codes, scales = torch.randint(0, 256, (200, 64), dtype=torch.uint8), torch.rand(200, 2)
-    x, w = torch.randn(50, 256), kernels.Codes(codes, scales, None, 2)
+    x, w = torch.randn(50, 256), Codes(codes, scales, None, 2)
     answers = []
     before = torch.get_num_threads()
     for threads in (1, 3):
@@ -166,18 +188,28 @@ def test_threads_change_nothing(library: Path) -> None:
 def test_a_library_is_built_once_and_must_agree(
     library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled(library)
-    (built,) = library.iterdir()
+    kernel = compiled(tmp_path / "first")
+    (built,) = (tmp_path / "first").iterdir()
     time = built.stat().st_mtime_ns
-    compiled(library)
-    assert [path.stat().st_mtime_ns for path in library.iterdir()] == [time]
+    compiled(tmp_path / "first")
+    assert [path.stat().st_mtime_ns for path in built.parent.iterdir()] == [time]
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "AGREE", 1e-9)  # nobody agrees so closely
         with pytest.raises(Unavailable, match="% off"):
             kernels.load(library, detect(), GROUP)
     (tmp_path / built.name).write_bytes(b"no library")
     with pytest.raises(Unavailable, match="can't be loaded"):
-        kernels.load(tmp_path, detect(), GROUP)
+        kernels.load(tmp_path, detect(), GROUP, [kernel.unit])
+
+
+def test_a_unit_that_fails_gives_way_to_the_next(tmp_path: Path) -> None:
+    kernel = compiled(tmp_path / "good")
+    if kernel.unit is UNITS[-1]:
+        pytest.skip("this processor has the instructions for the last unit alone")
+    (built,) = (tmp_path / "good").iterdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / built.name).write_bytes(b"no library")
+    assert compiled(tmp_path / "bad").unit is UNITS[UNITS.index(kernel.unit) + 1]
 
 
 @pytest.fixture
@@ -211,7 +243,7 @@ def test_whatever_is_missing_is_said_and_torch_takes_over(compilers: Path, fast:
         return finding["sentence"]
 
     assert "AVX-512 VNNI" in reason(replace(fast, features=frozenset({"avx2"})))
-    assert "groups of a multiple of 32" in reason(group=24)
+    assert "groups of 32 to 1024 inputs in steps of 32, and this model has 24" in reason(group=24)
     assert "no C++ compiler was found" in reason()
     script(compilers / "g++", 'test "$1" = --version && echo "g++ 99" && exit; echo "kernels.cpp: no" >&2; exit 1')
     assert "g++ 99 can't build them: kernels.cpp: no" in reason()

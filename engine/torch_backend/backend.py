@@ -343,9 +343,15 @@ class TorchBackend:
         open_question = plan.bears_int8(pack) and self.int8 is None if on_card else True
         if rates or not plan.is_big(pack) or not open_question:
             return decided
-        rates = measure_card() if on_card else measure()
+        rates = measure_card() if on_card else self._measured(pack)
         products.keep_rates(self.data_dir, self.hardware, rates)
         return plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
+
+    def _measured(self, pack: Pack) -> products.Numbers:
+        """How fast this processor multiplies a pack's layers."""
+        if (quantization := pack.transformer.quantization) is None:
+            return measure()
+        return measure(kernels.chosen(self.data_dir, self.hardware, quantization.group_size), quantization.group_size)
 
     def _open(self, folder: Path) -> Model:
         if self._model is not None and self._model.pack.folder == folder:

@@ -1,8 +1,9 @@
 """The passes of passes.py compiled from kernels.cpp: built once on a machine with a C++ compiler, then loaded.
 
-The library lies in a folder of the caller's, under a name made of the source, the compiler and the processor, so that a
-change of any of them builds another one. Before it is used it has to agree with torch (`_check`); whatever goes wrong
-on the way is a sentence, and whoever asked takes torch's passes instead. Nothing is built or loaded by importing this.
+How a product is made differs by processor (UNITS, the fastest first), what it gives doesn't. The library lies in a
+folder of the caller's, under a name made of the source, the compiler and the processor, so that a change of any of them
+builds another one. Before it is used it has to agree with torch (`_check`); whatever goes wrong on the way is a
+sentence, and whoever asked takes torch's passes instead. Nothing is built or loaded by importing this.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,21 @@ AGREE = 1e-3  # |ours - exact| / |exact| of a whole pass; what quantising rounds
 
 class Unavailable(Exception):
     """Why there are no compiled passes here, as the second half of a sentence."""
+
+
+class Unit(NamedTuple):
+    """How a product is made, a file beside kernels.cpp."""
+
+    file: str
+    name: str
+    feature: str  # of a processor; see engine/hardware.py
+    groups: range  # sizes that it can do
+
+
+UNITS = (
+    Unit("amx.h", "AMX", "amx_int8", range(64, 129, 64)),
+    Unit("vnni.h", "AVX-512 VNNI", "avx512_vnni", range(32, 1025, 32)),
+)
 
 
 class Panels(NamedTuple):
@@ -71,11 +87,12 @@ class Kernels:
     device = torch.device("cpu")
     by_head = True
 
-    def __init__(self, library: ctypes.CDLL, compiler: str, group: int, threads: int) -> None:
+    def __init__(self, library: ctypes.CDLL, compiler: str, unit: Unit, group: int, threads: int) -> None:
         self.compiler = compiler
+        self.unit = unit
         self.scratch = Scratch()  # theirs who call: nothing is kept here
         self._library = library
-        self._group = group
+        self.group = group
         self._panel, self._strip = library.panel_tokens(), library.strip_outputs()
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
@@ -83,7 +100,7 @@ class Kernels:
     def bears(self, layer: PackedLinear) -> bool:
         """Any 4-bit layer, fewer bits where the biases follow from the scales."""
         fits = layer.bits == 4 or layer.centre is not None
-        fits = fits and layer.features == layer.scales.shape[1] * self._group
+        fits = fits and layer.features == layer.scales.shape[1] * self.group
         return fits and layer.weight.device.type == "cpu"
 
     def weights(self, layer: PackedLinear) -> Codes:
@@ -94,7 +111,7 @@ class Kernels:
         tokens = self._empty(*x.shape)
         self._each(
             self._panels(len(x)), self._library.quantize,
-            (_at(x), x.stride(0), len(x), x.shape[1], self._group), tuple(map(_at, tokens[:3])),
+            (_at(x), x.stride(0), len(x), x.shape[1], self.group), tuple(map(_at, tokens[:3])),
         )  # fmt: skip
         return tokens
 
@@ -104,7 +121,7 @@ class Kernels:
         tokens = self._empty(*x.shape)
         self._each(
             self._panels(len(x)), self._library.modulate,
-            (_at(x), x.stride(0), _at(scale), _at(shift), eps, len(x), x.shape[1], self._group),
+            (_at(x), x.stride(0), _at(scale), _at(shift), eps, len(x), x.shape[1], self.group),
             tuple(map(_at, tokens[:3])),
         )  # fmt: skip
         return tokens
@@ -131,7 +148,7 @@ class Kernels:
         scales = w.scales.float().contiguous()
         biases = None if w.biases is None else w.biases.float().contiguous()
         layer = (_at(w.codes), _at(scales), None if biases is None else _at(biases), len(w.codes), w.bits)
-        tokens = (*map(_at, x[:3]), x.tokens, x.inputs, self._group)
+        tokens = (*map(_at, x[:3]), x.tokens, x.inputs, self.group)
         self._each(-(-outputs // self._strip), run, (*tokens, *layer), result)
 
     def _each(self, count: int, run: Callable[..., None], before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
@@ -148,7 +165,7 @@ class Kernels:
 
     def _empty(self, count: int, inputs: int) -> Panels:
         rows = self._panels(count) * self._panel
-        steps = rows * inputs // self._group
+        steps = rows * inputs // self.group
         return Panels(
             torch.empty(rows * inputs, dtype=torch.int8), torch.empty(steps), torch.empty(steps, dtype=torch.int32),
             count, inputs,
@@ -159,7 +176,7 @@ def chosen(data_dir: Path, hardware: Hardware, group: int) -> Kernels | None:
     """The compiled passes where they can be had, built into the data folder; `doctor` says which, or why not."""
     try:
         kernels = load(data_dir / "kernels", hardware, group)
-        words = f"int8 passes compiled by {kernels.compiler}"
+        words = f"int8 passes compiled by {kernels.compiler} for {kernels.unit.name}"
     except Unavailable as reason:
         kernels, words = None, f"int8 passes in torch, without compiled ones: {reason}"
     key = f"int8 passes on {hardware.name}"
@@ -168,21 +185,35 @@ def chosen(data_dir: Path, hardware: Hardware, group: int) -> Kernels | None:
     return kernels
 
 
-def load(folder: Path, hardware: Hardware, group: int) -> Kernels:
-    """The compiled passes for layers of `group` inputs a scale, built into `folder` if need be.
+def load(folder: Path, hardware: Hardware, group: int, units: Sequence[Unit] = UNITS) -> Kernels:
+    """The compiled passes for layers of `group` inputs a scale, built into `folder` if need be: with the first of
+    `units` that this processor has and that agrees with torch.
 
     Raises Unavailable with the reason where they can't be had.
     """
-    if sys.platform != "linux" or "avx512_vnni" not in hardware.features:
-        raise Unavailable("they are for Linux on processors with AVX-512 VNNI")
-    if group % 32:
-        raise Unavailable(f"they need groups of a multiple of 32 inputs, and this model has {group}")
+    reason = Unavailable(f"they are for Linux on processors with {' or '.join(unit.name for unit in reversed(units))}")
+    for unit in units if sys.platform == "linux" else ():
+        if unit.feature not in hardware.features:
+            continue
+        try:
+            return _loaded(folder, hardware, group, unit)
+        except Unavailable as fault:
+            reason = fault
+    raise reason
+
+
+def _loaded(folder: Path, hardware: Hardware, group: int, unit: Unit) -> Kernels:
+    if group not in unit.groups:
+        sizes = f"{unit.groups.start} to {unit.groups[-1]} inputs in steps of {unit.groups.step}"
+        raise Unavailable(f"they need groups of {sizes}, and this model has {group}")
     compiler, version = find_compiler()
     try:
-        library = _declared(ctypes.CDLL(str(build(folder, compiler, version, hardware))))
+        library = _declared(ctypes.CDLL(str(build(folder, compiler, version, hardware, unit))))
     except (OSError, AttributeError) as fault:
         raise Unavailable(f"the library built by {version} can't be loaded ({fault})") from None
-    kernels = Kernels(library, version, group, torch.get_num_threads())
+    if not library.allowed():
+        raise Unavailable(f"Linux does not let this process use {unit.name}")
+    kernels = Kernels(library, version, unit, group, torch.get_num_threads())
     _check(kernels, group)
     return kernels
 
@@ -197,16 +228,17 @@ def find_compiler() -> tuple[str, str]:
     raise Unavailable("no C++ compiler was found: with g++ installed, int8 layers are faster")
 
 
-def build(folder: Path, compiler: str, version: str, hardware: Hardware) -> Path:
+def build(folder: Path, compiler: str, version: str, hardware: Hardware, unit: Unit) -> Path:
     """The library in `folder`, compiled if it isn't there. Raises Unavailable."""
-    circumstances = (SOURCE.read_bytes(), FLAGS, compiler, version, hardware.name, sorted(hardware.features))
+    sources = [SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, unit.file, "panels.h")]
+    circumstances = (*sources, FLAGS, compiler, version, hardware.name, sorted(hardware.features))
     library = folder / f"kernels-{hashlib.sha256(repr(circumstances).encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
     aside = library.with_suffix(f".{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        done = _run([compiler, *FLAGS, str(SOURCE), "-o", str(aside)])
+        done = _run([compiler, *FLAGS, f'-DUNIT="{unit.file}"', str(SOURCE), "-o", str(aside)])
         if done.returncode:
             raise Unavailable(f"{version} can't build them: {(done.stderr.strip() or 'no message').splitlines()[0]}")
         aside.replace(library)
@@ -231,7 +263,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
     tokens, product = "ppp", "pppnnn pppni nn"
     for name, signature in {
-        "panel_tokens": "", "strip_outputs": "",
+        "allowed": "", "panel_tokens": "", "strip_outputs": "",
         "quantize": "pnnnn nn" + tokens,
         "modulate": "pnppfnnn nn" + tokens,
         "product": product + "ppn",
@@ -269,7 +301,7 @@ def _check(kernels: Kernels, group: int) -> None:
         if not off <= bound:
             raise Unavailable(f"{what} by the compiled library is {off:.2%} off")
 
-    tokens, inputs, outputs = 13, 5 * group, 150
+    tokens, inputs, outputs = 37, 5 * group, 150
     x = normal(tokens, inputs) * normal(tokens, 1).exp()
     modulation = Modulation(normal(inputs), normal(inputs), normal(outputs))
     modulated = F.layer_norm(x, (inputs,), eps=1e-6) * (1 + modulation.scale) + modulation.shift
