@@ -190,7 +190,7 @@ def doctor(args: argparse.Namespace) -> Facts:
 
     hardware, data = detect(), data_dir(args.data)
     model = _model(args.model, data)
-    packages = [_version(package) for package in ("torch", "diffusers", "transformers", "mlx", "gradio")]
+    packages = [_version(package) for package in ("torch", "mlx", "gradio")]
     row("hardware", hardware.reason)
     row("python", f"{platform.python_version()} on {platform.platform()}; {', '.join(packages)}")
     row("data", data)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from engine.packs import Component, Pack
 
 WIDTH = {"float32": 4, "bfloat16": 2}
-LIBRARIES = 440 << 20  # Python, torch, transformers and diffusers in a CPU's resident set; a card's allocator has none
+LIBRARIES = 280 << 20  # Python and torch in a CPU's resident set; a card's allocator has none
 SCRATCH = 80 << 20  # expanded rows of a packed layer, the matrix library's copies, holes in the heap
 # Bytes, by dimensions, from which on a dense weight isn't copied into another number format, but cast when it is used:
 # a big linear layer takes much longer to multiply than to cast, and a convolution uses its weight for every pixel.

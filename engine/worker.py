@@ -252,6 +252,7 @@ def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = Fals
     engine: Backend | None = None
     with suppress(Exception):  # what is wrong is said to whoever asks for a picture
         engine = _open(backend, data_dir, previews)
+    gc.freeze()  # what was imported stays, and is not looked through when memory is given back
     gc.enable()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (message := pipe.recv()) is not None:
@@ -282,9 +283,8 @@ def _open(backend: str, data_dir: Path, previews: bool = False) -> Backend:
                 "on Linux pip install 'mlx[cpu]'"
             ) from None
         return MlxBackend(machine, data_dir, previews=previews)
-    from engine.torch_backend.backend import TorchBackend, import_libraries, use_cores
+    from engine.torch_backend.backend import TorchBackend, use_cores
 
-    import_libraries()
     use_cores(machine)
     return TorchBackend(machine, data_dir, previews=previews)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 IMPORTS = """
 import gc; gc.disable()
-import app; from engine.torch_backend.backend import import_libraries; import_libraries()
+import app, engine.torch_backend.backend
 print("imported", flush=True)
 """
 Seconds = dict[str, float]

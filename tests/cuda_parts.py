@@ -249,9 +249,9 @@ def encoder_tflop(bench: Bench) -> float:
 
 
 def ours(bench: Bench, int8: bool | None) -> Part:
-    from engine.torch_backend.backend import TorchBackend, import_libraries, use_cores
+    from engine.torch_backend.backend import TorchBackend, use_cores
 
-    import_libraries()
+    gc.freeze()
     machine = detect()
     use_cores(machine)
     yield

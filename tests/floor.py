@@ -31,6 +31,7 @@ from engine.packs import Pack, open_pack
 from engine.plan import token_side
 from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import HOPELESS, Admission
+from engine.torch_backend.measure import measure
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from studio.settings import data_dir
 from tests.packs.content import TRANSFORMER_4B, Configs, Content, small
@@ -41,6 +42,12 @@ TRIES = 5  # of the engine, in the first rounds
 TILES = (512, 1024, 1536, 3072, 1 << 20)  # outputs of one call; the last is every layer in one piece
 OUTS = ("linear_out", "to_out", "to_add_out")
 Clock = Callable[[], float]
+
+
+def planned() -> torch.dtype:
+    """The number format that the plan takes for a big pack on this processor."""
+    rates = measure()
+    return torch.bfloat16 if rates["bfloat16"] >= rates["float32"] else torch.float32
 
 
 def products(config: Mapping[str, Any], tokens: tuple[int, int]) -> dict[tuple[int, int, int], int]:
@@ -191,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One step of the engine against the floor of its arithmetic.")
     parser.add_argument("pack", type=Path, nargs="?", help="a pack's folder (two blocks of the 4B model's width)")
     parser.add_argument("--size", default="512x512")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the activations")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the activations (the plan's)")
     parser.add_argument("--wall", action="store_true", help="wall clock instead of processor time")
     parser.add_argument("--outs", action="store_true", help="also a step with linear_out and to_out kept out of int8")
     parser.add_argument("--plain", action="store_true", help="also a step with no layer in int8")
@@ -204,8 +211,9 @@ def main() -> None:
         side = token_side(pack) if args.pack else 16  # the tiny autoencoder of two blocks has smaller tokens
         width, height = (int(length) // side for length in args.size.split("x"))
         clock = time.perf_counter if args.wall else time.process_time
-        facts = compare(pack, (height, width), getattr(torch, args.dtype), clock, ways)
-    print(json.dumps({"size": args.size, "threads": torch.get_num_threads(), **facts}))
+        dtype = getattr(torch, args.dtype) if args.dtype else planned()
+        facts = compare(pack, (height, width), dtype, clock, ways)
+    print(json.dumps({"size": args.size, "dtype": str(dtype), "threads": torch.get_num_threads(), **facts}))
 
 
 if __name__ == "__main__":

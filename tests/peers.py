@@ -54,7 +54,7 @@ def steps(pack: Path, way: str, size: tuple[int, int], rounds: int) -> Clocked:
 
 
 def _steps(folder: Path, way: str, size: tuple[int, int], rounds: int) -> Clocked:
-    from tests.floor import Diffusers, Engine  # before torch: it says how long torch's threads spin
+    from tests.floor import Diffusers, Engine, planned  # before torch: it says how long torch's threads spin
 
     # isort: split
     import torch
@@ -65,7 +65,7 @@ def _steps(folder: Path, way: str, size: tuple[int, int], rounds: int) -> Clocke
     if way.startswith("diffusers"):
         runner = Diffusers(pack, grid, getattr(torch, way.partition("_")[2]), time.perf_counter)
     else:
-        runner = Engine(pack, grid, torch.float32, time.perf_counter, way)
+        runner = Engine(pack, grid, planned(), time.perf_counter, way)
     with sampled(resident_bytes) as samples:
         for _ in range(rounds):
             runner.measure()

@@ -180,7 +180,7 @@ def test_what_torch_says_of_itself_agrees() -> None:
 def test_memory_that_suffices_changes_nothing_but_the_words(pack: Pack) -> None:
     unknown, plenty = plan.plan(replace(CPU, memory_bytes=0), pack, request()), plan.plan(CPU, pack, request())
     assert replace(unknown, why="") == replace(plenty, why="")
-    assert 400e6 < plenty.peak_bytes < 700e6  # the libraries and a tiny model
+    assert 250e6 < plenty.peak_bytes < 500e6  # the libraries and a tiny model
     assert plenty.why.endswith("of 8.6 GB")
     assert plenty.keep_text_encoder and "stays in memory" in plenty.why
 

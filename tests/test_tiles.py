@@ -9,7 +9,7 @@ import torch
 
 from engine.catalog import SHIPPED
 from engine.packs import Component, open_pack
-from engine.torch_backend import vae
+from engine.torch_backend import autoencoder, vae
 from engine.torch_backend.vae import PictureDecoder, mosaic, spans
 from engine.types import Cancelled
 from tests.packs.writers import Dims, write_pack
@@ -120,12 +120,12 @@ def test_every_tile_asks_whether_to_stop(tiny: PictureDecoder) -> None:
             raise Cancelled("stopped")
 
     tiny.decode(tokens, (32, 32), lambda: stop_at(0), 128)
-    blocks = 1 + 4  # the middle block, and the four upper ones of each tile and of the pass for the statistics
-    assert len(calls) == blocks + 16 * blocks
+    upper = 4  # blocks, of each tile and of the pass for the statistics, after the block in the middle
+    assert len(calls) == 1 + upper + 16 * upper
     calls.clear()
     with pytest.raises(Cancelled):
-        tiny.decode(tokens, (32, 32), lambda: stop_at(3 * blocks), 128)
-    assert len(calls) == 3 * blocks
+        tiny.decode(tokens, (32, 32), lambda: stop_at(3 * upper), 128)
+    assert len(calls) == 3 * upper
     assert all(norm.statistics is None for norm in tiny._norms)
 
 
@@ -139,7 +139,7 @@ def test_a_tile_sees_what_its_convolutions_do(
 
     def fixed(*_: object) -> None:
         for norm in decoder._norms:
-            norm.statistics = torch.zeros(norm.norm.num_channels), torch.ones(norm.norm.num_channels)
+            norm.statistics = torch.zeros(norm.num_channels), torch.ones(norm.num_channels)
 
     monkeypatch.setattr(decoder, "_record_statistics", fixed)
     torch.manual_seed(0)
@@ -168,7 +168,7 @@ def test_a_mosaic_takes_patches_from_everywhere() -> None:
 
 
 def test_statistics_for_a_card_are_the_group_norms() -> None:
-    x = vae.channels_last(torch.randn(1, 32, 9, 7, generator=torch.Generator().manual_seed(0)) + 3)
-    mean, variance = vae.by_channel(x, 8)
+    x = autoencoder.channels_last(torch.randn(1, 32, 9, 7, generator=torch.Generator().manual_seed(0)) + 3)
+    mean, variance = autoencoder.by_channel(x, 8)
     ours = torch.nn.functional.batch_norm(x, mean, variance, eps=1e-6)
     assert (ours - torch.nn.functional.group_norm(x, 8, eps=1e-6)).abs().max() < 1e-4

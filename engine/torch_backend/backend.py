@@ -1,7 +1,7 @@
 """The torch backend: one Request in, Steps and a Picture out, with one model in memory at a time.
 
 It joins the parts and owns the denoising loop. It doesn't know how weights are packed (linear.py), who waits for the
-picture, or where it goes. transformers and diffusers are imported by the parts that need them, when a model is loaded.
+picture, or where it goes.
 """
 
 import ctypes
@@ -369,15 +369,6 @@ class TorchBackend:
         """Drop the model. The next picture loads again."""
         self._model = None
         give_back()
-
-
-def import_libraries() -> None:
-    """What loading a model imports, so that a page can have it behind it when the first picture is asked for."""
-    import diffusers
-    import transformers
-
-    _ = diffusers.AutoencoderKLFlux2, transformers.Qwen3Model  # both packages load their parts when they are named
-    gc.freeze()  # half a million objects that stay for good: every look at them would take `give_back` 0.2 s
 
 
 def use_cores(hardware: Hardware) -> None:

@@ -1,19 +1,114 @@
-"""Token ids to the states that the image transformer reads: transformers' Qwen3, cut off where it is no longer needed.
+"""Token ids to the states that the image transformer reads: Qwen3, cut off where it is no longer needed.
 
-It knows no prompt and no template (engine/prompt.py does). transformers is imported when an encoder is made.
+It knows no prompt and no template (engine/prompt.py does). The layers are written out here, with Qwen3's own names, as
+in the MLX twin: importing the package transformers takes seconds, for which a person would wait at the first picture.
+Formulas: the Qwen3 technical report, arXiv 2505.09388 (grouped queries, normalised queries and keys).
+
+Shapes: B prompts, L tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.fitting import REPAIR, sensible
 from engine.packs import Component
 from engine.torch_backend import linear
+from engine.torch_backend.transformer import Rotary
 from engine.types import EngineError
+
+Config = Mapping[str, Any]
+
+
+class Qwen3Attention(nn.Module):
+    def __init__(self, config: Config, head_dim: int) -> None:
+        super().__init__()
+        hidden, heads, kv_heads = (
+            config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+        )
+        bias, eps = config.get("attention_bias", False), config["rms_norm_eps"]
+        self.head_dim = head_dim
+        self.shared_by = heads // kv_heads  # heads of queries, for each of keys and values
+        self.q_proj = nn.Linear(hidden, heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * head_dim, hidden, bias=bias)
+        self.q_norm = nn.RMSNorm(head_dim, eps=eps)
+        self.k_norm = nn.RMSNorm(head_dim, eps=eps)
+
+    def forward(self, x: Tensor, mask: Tensor, rotary: Rotary) -> Tensor:
+        """[B, L, hidden] -> the same; `mask` bool [B, 1, L, L], true where a row may look."""
+        projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in projected)
+        query, key = turned(self.q_norm(query), rotary), turned(self.k_norm(key), rotary)
+        key, value = (part.repeat_interleave(self.shared_by, dim=1) for part in (key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class Qwen3MLP(nn.Module):
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)).mul_(self.up_proj(x)))
+
+
+class Qwen3DecoderLayer(nn.Module):
+    def __init__(self, config: Config, head_dim: int) -> None:
+        super().__init__()
+        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        self.self_attn = Qwen3Attention(config, head_dim)
+        self.mlp = Qwen3MLP(hidden, config["intermediate_size"])
+        self.input_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.post_attention_layernorm = nn.RMSNorm(hidden, eps=eps)
+
+    def forward(self, x: Tensor, mask: Tensor, rotary: Rotary) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), mask, rotary)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen3Model(nn.Module):
+    """The embedding and the first `layers` layers, without the final norm: states are taken before it."""
+
+    def __init__(self, config: Config, layers: int) -> None:
+        super().__init__()
+        self.head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        self.rope_theta = float(config["rope_theta"])
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, self.head_dim) for _ in range(layers))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids and mask int64 [B, L] -> the last state [B, L, hidden]. Nobody looks ahead or at padding."""
+        length = ids.shape[1]
+        may_look = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril() & mask.bool()[:, None, None]
+        rotary = positions(length, self.head_dim, self.rope_theta, ids.device)
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, may_look, rotary)
+        return x
+
+
+def positions(length: int, head_dim: int, theta: float, device: torch.device) -> Rotary:
+    """The angles of tokens 0 to `length`, each [L, head_dim / 2]."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+    angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), theta**-exponent)
+    return Rotary(angle.cos().float(), angle.sin().float())
+
+
+def turned(x: Tensor, rotary: Rotary) -> Tensor:
+    """[B, heads, L, head_dim] turned by each token's position; a pair is a feature and the one half a head further."""
+    real, imag = x.float().chunk(2, dim=-1)
+    cos, sin = rotary
+    return torch.cat((real * cos - imag * sin, imag * cos + real * sin), dim=-1).to(x.dtype)
 
 
 class TextEncoder:
@@ -23,22 +118,11 @@ class TextEncoder:
         self, component: Component, hidden_states: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> None:
         """Raises EngineError when the files have too few layers, or tensors that don't fit."""
-        from transformers import Qwen3Config, Qwen3Model
-        from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
-
         depth, layers = component.config["num_hidden_layers"], max(hidden_states)
         if layers > depth:
             raise EngineError(f"{component.folder} has {depth} layers, so no state {layers}; {REPAIR}")
-        cut = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
-        # `quantization` is MLX's key for its own use, and ours through component.quantization
-        with sensible(component.folder):
-            config = Qwen3Config(**{k: v for k, v in component.config.items() if k != "quantization"} | cut)
-            with torch.device("meta"):
-                self.model = Qwen3Model(config)
-            # Its frequencies are in no file, so the ones made on the meta device have no values.
-            self.model.rotary_emb = Qwen3RotaryEmbedding(config).to(device)
-        # States are taken between layers. transformers puts the final norm on the last one, where nobody else has it.
-        self.model.norm = nn.Identity()
+        with sensible(component.folder), torch.device("meta"):
+            self.model = Qwen3Model(component.config, layers)
         unused = ("norm.", "lm_head.", *(f"layers.{number}." for number in range(layers, depth)))
         self.files = linear.build(self.model, component, dtype, device, prefix="model.", unused=unused)
         self.hidden_states = hidden_states
@@ -62,11 +146,7 @@ class TextEncoder:
         """
         self._check = check
         try:
-            self.model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
-                use_cache=False,
-            )
+            self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
             return torch.cat([self._states[number] for number in self.hidden_states], dim=-1)
         finally:
             self._states.clear()
