@@ -14,8 +14,8 @@ SOURCES = sorted([ROOT / "app.py", *(ROOT / "engine").rglob("*.py"), *(ROOT / "s
 # Who may import what. A path or package stands for everything under it.
 ALLOWED = {
     "torch": ("engine/torch_backend", "engine/seedling", "engine/importers/checkpoint.py"),
-    "diffusers": ("engine/torch_backend", "engine/seedling"),
-    "transformers": ("engine/torch_backend", "engine/seedling"),
+    "diffusers": ("engine/seedling",),
+    "transformers": ("engine/seedling",),
     "safetensors": ("engine/torch_backend", "engine/seedling"),
     "tokenizers": ("engine/prompt.py", "engine/seedling"),
     "mlx": ("engine/mlx_backend",),
