@@ -78,9 +78,10 @@ class Admission:
         self._given = None
         self.scratch.clear()
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """A buffer for activations that the next `take` of this name overwrites."""
-        return self.scratch.take(name, torch.Size(shape).numel(), self.passes.dtype).view(shape)
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A buffer for activations, in the passes' number format by default, that the next `take` of this name
+        overwrites."""
+        return self.scratch.take(name, torch.Size(shape).numel(), dtype or self.passes.dtype).view(shape)
 
 
 class Source:

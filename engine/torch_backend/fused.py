@@ -81,7 +81,7 @@ def double_block(
     (img_attn, img_ff), (txt_attn, txt_ff) = mod_img, mod_txt
     attn, length = block.attn, encoder_hidden_states.shape[1]
     image, text = (stream(admission, each, ours) for each in (hidden_states, encoder_hidden_states))
-    joint = heads(admission, len(hidden_states), length + hidden_states.shape[1], image.shape[1], attn.head_dim)
+    joint = heads(admission, hidden_states, length + hidden_states.shape[1], attn.head_dim)
     angles = [Rotary(*parts) for parts in zip(*(each.tensor_split([length]) for each in rotary), strict=True)]
 
     source = Modulated(admission, text, block.norm1_context, txt_attn)
@@ -118,7 +118,7 @@ def single_block(
     proj.put(source, projected, slice(0, 3 * dim))
     proj.gate_to(source, wide[:, dim:], slice(3 * dim, None))
 
-    joint = heads(admission, len(hidden_states), hidden_states.shape[1], dim, attn.head_dim)
+    joint = heads(admission, hidden_states, hidden_states.shape[1], attn.head_dim)
     values = place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
     if admission.passes.by_head:
         joint[2] = values
@@ -128,11 +128,14 @@ def single_block(
     return back(hidden, hidden_states)
 
 
-def heads(admission: Admission, batch: int, tokens: int, dim: int, size: int) -> Tensor:
-    """Room for queries, keys and values, [3, B, heads, T, head_dim], in the order in which attention likes them."""
+def heads(admission: Admission, like: Tensor, tokens: int, size: int) -> Tensor:
+    """Room for queries, keys and values of a model with activations `like`, [3, B, heads, T, head_dim], in the order in
+    which attention likes them and, where `turn` can write it, in the model's number format."""
+    batch, _, dim = like.shape
+    dtype = like.dtype if admission.passes.halves else admission.passes.dtype
     if admission.passes.by_head:
-        return admission.take("joint", 3, batch, dim // size, tokens, size)
-    return admission.take("joint", 3, batch, tokens, dim // size, size).transpose(2, 3)
+        return admission.take("joint", 3, batch, dim // size, tokens, size, dtype=dtype)
+    return admission.take("joint", 3, batch, tokens, dim // size, size, dtype=dtype).transpose(2, 3)
 
 
 def project(source: Source, layers: Sequence[Any], norms: Sequence[Any], rotary: Rotary, out: Tensor) -> None:
@@ -155,8 +158,8 @@ def place(admission: Admission, projected: Tensor, norms: Sequence[Any], rotary:
 
 
 def attend(admission: Admission, *joint: Tensor, dtype: torch.dtype) -> Tensor:
-    """Queries, keys and values, each [B, heads, T, head_dim] -> [B, T, D], computed in `dtype`."""
-    return attention(*(each.to(dtype).transpose(1, 2) for each in joint)).to(admission.passes.dtype)
+    """Queries, keys and values, each [B, heads, T, head_dim] -> [B, T, D], both in `dtype`."""
+    return attention(*(each.to(dtype).transpose(1, 2) for each in joint))
 
 
 def feed(ff: Flux2FeedForward, source: Source, hidden: Tensor, gate: Tensor) -> None:

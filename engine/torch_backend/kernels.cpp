@@ -59,6 +59,31 @@ inline float silu(float x) {
     return x / (1 + e * two);
 }
 
+// One head of a token, normed and turned.
+inline void turn_row(const float* in, const float* weight, float eps, const float* cos, const float* sin, long size,
+                     float* out) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (long k = 0; k < size; ++k) squares += in[k] * in[k];
+    const float inverse = 1 / std::sqrt(squares / size + eps);
+#pragma omp simd
+    for (long k = 0; k < size / 2; ++k) {
+        const float a = in[2 * k] * inverse * weight[2 * k], b = in[2 * k + 1] * inverse * weight[2 * k + 1];
+        out[2 * k] = a * cos[k] - b * sin[k];
+        out[2 * k + 1] = b * cos[k] + a * sin[k];
+    }
+}
+
+// Floats to the nearest bfloat16, the even one of two.
+inline void round_row(const float* in, long count, uint16_t* out) {
+#pragma omp simd
+    for (long k = 0; k < count; ++k) {
+        uint32_t bits;
+        std::memcpy(&bits, in + k, 4);
+        out[k] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -150,24 +175,17 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.
-// x and out [M][heads][size], tokens `stride` and `out_stride` floats apart, heads of out `head_stride`; cos and sin
-// [M][size / 2].
+// x [M][heads][size] and out, of floats or (`half`) bfloat16; tokens `stride` and `out_stride` numbers apart, heads of out
+// `head_stride`; cos and sin [M][size / 2].
 void turn(const float* x, long stride, const float* weight, float eps, const float* cos, const float* sin, long heads,
-          long size, long first, long last, float* out, long out_stride, long head_stride) {
-    const long half = size / 2;
+          long size, long first, long last, int half, void* out, long out_stride, long head_stride) {
+    auto row = buffer<float>(size);
     for (long m = first; m < last; ++m)
         for (long h = 0; h < heads; ++h) {
-            const float *in = x + m * stride + h * size, *c = cos + m * half, *s = sin + m * half;
-            float squares = 0, *to = out + m * out_stride + h * head_stride;
-#pragma omp simd reduction(+ : squares)
-            for (long k = 0; k < size; ++k) squares += in[k] * in[k];
-            const float inverse = 1 / std::sqrt(squares / size + eps);
-#pragma omp simd
-            for (long k = 0; k < half; ++k) {
-                const float a = in[2 * k] * inverse * weight[2 * k], b = in[2 * k + 1] * inverse * weight[2 * k + 1];
-                to[2 * k] = a * c[k] - b * s[k];
-                to[2 * k + 1] = b * c[k] + a * s[k];
-            }
+            const long at = m * out_stride + h * head_stride;
+            float* to = half ? row.get() : static_cast<float*>(out) + at;
+            turn_row(x + m * stride + h * size, weight, eps, cos + m * (size / 2), sin + m * (size / 2), size, to);
+            if (half) round_row(to, size, static_cast<uint16_t*>(out) + at);
         }
 }
 

@@ -86,6 +86,7 @@ class Kernels:
     dtype = torch.float32
     device = torch.device("cpu")
     by_head = True
+    halves = True
 
     def __init__(self, library: ctypes.CDLL, compiler: str, unit: Unit, group: int, threads: int) -> None:
         self.compiler = compiler
@@ -141,7 +142,7 @@ class Kernels:
         self._each(
             len(x), self._library.turn,
             (_at(x), x.stride(0), _at(weight), eps, _at(rotary.cos), _at(rotary.sin), *x.shape[1:]),
-            (_at(out), out.stride(0), out.stride(1)),
+            (out.dtype == torch.bfloat16, _at(out), out.stride(0), out.stride(1)),
         )  # fmt: skip
 
     def _product(self, run: Callable[..., None], x: Panels, w: Codes, outputs: int, result: tuple[Any, ...]) -> None:
@@ -268,7 +269,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "modulate": "pnppfnnn nn" + tokens,
         "product": product + "ppn",
         "gated": product + "pn",
-        "turn": "pnpfppnn nn pnn",
+        "turn": "pnpfppnn nn ipnn",
     }.items():  # fmt: skip
         function = library[name]
         function.argtypes = [kinds[letter] for letter in signature.replace(" ", "")]
@@ -328,6 +329,8 @@ def _check(kernels: Kernels, group: int) -> None:
     TorchPasses().turn(heads, weight, 1e-6, rotary, plain)
     held("a rotation", turned, apply_rotary_emb(F.rms_norm(heads, (16,), weight, 1e-6)[None], rotary)[0])
     held("a rotation", turned, plain)
+    kernels.turn(heads, weight, 1e-6, rotary, half := torch.empty_like(heads, dtype=torch.bfloat16))
+    held("a rotation in bfloat16", half.float(), turned.bfloat16().float(), 0)
 
 
 def rounded(x: Tensor, group: int) -> Tensor:

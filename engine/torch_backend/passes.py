@@ -23,6 +23,7 @@ class TorchPasses:
     dtype = torch.float32  # of the activations
     device = torch.device("cpu")
     by_head = True  # attention reads queries, keys and values fastest head by head
+    halves = False  # whether `turn` can write bfloat16 beside the passes' own number format
 
     def __init__(self) -> None:
         self.scratch = Scratch()

@@ -58,6 +58,7 @@ class TritonPasses:
     name = "triton"
     dtype = torch.bfloat16
     by_head = False  # attention reads tokens as they lie
+    halves = False  # everything is bfloat16
 
     def __init__(self, device: torch.device, ways: Ways | None = None) -> None:
         self.device = device
