@@ -25,8 +25,9 @@ MAX_TOKENS = 128 * 128  # image tokens: 2048 x 2048 pixels at the real VAE's 16 
 # Below, float32 costs nothing that a person would notice and keeps parity with the reference at 1e-4.
 BIG_TRANSFORMER = 256 << 20
 BIG_ENCODER = 256 << 20
-WORTH_IT = 1.5  # times as fast as the next format: what integers must be for their rounding to be borne
-WORTH_IT_ON_CARD = 1.2  # there norms, gates and sums are made in the same passes, which gains as much again
+# Times as fast as the next format: what a layer as bytes must be for its rounding to be borne. Norms, gates and sums
+# are then made in the same passes, which gains as much again.
+WORTH_IT = 1.2
 WHOLE_PIXELS = 512 * 512  # the largest picture that a CPU decodes in one piece
 VAE_TILES = (512, 256)  # pixels a side
 
@@ -216,7 +217,7 @@ def _where(hardware: Hardware, pack: Pack, backend: str, rates: Numbers | None, 
         return Plan("mlx", "cpu", "float32", f"{where}; mlx because it was asked for, slow on a CPU; float32")
     if hardware.kind == "cuda":
         if torch_has_cuda():
-            as_bytes, how = _as_bytes(pack, rates, int8, WORTH_IT_ON_CARD)
+            as_bytes, how = _as_bytes(pack, rates, int8)
             why = f"{hardware.reason}; bfloat16, the pack's own format{how}"
             return Plan("torch", "cuda", "bfloat16", why, int8=as_bytes)
         return _on_cpu(hardware, pack, f"; {hardware.name} is idle, because torch is a build without CUDA", rates, int8)
@@ -273,7 +274,7 @@ def _format(hardware: Hardware, pack: Pack, rates: Numbers | None) -> tuple[str,
     return "float32", "float32, because the CPU has no bfloat16 arithmetic"
 
 
-def _as_bytes(pack: Pack, rates: Numbers | None, int8: bool | None, worth_it: float = WORTH_IT) -> tuple[bool, str]:
+def _as_bytes(pack: Pack, rates: Numbers | None, int8: bool | None) -> tuple[bool, str]:
     """Whether packed layers are multiplied as bytes, and the words that say so ("" where nobody would ask)."""
     if not bears_int8(pack):
         return False, ""
@@ -284,9 +285,9 @@ def _as_bytes(pack: Pack, rates: Numbers | None, int8: bool | None, worth_it: fl
     if rates is None:
         return False, "; int8 is measured before the first picture"
     whole, best = rates["int8"], max(rates["float32"], rates["bfloat16"])
-    if whole >= worth_it * best:
+    if whole >= WORTH_IT * best:
         return True, f"; int8 at {whole:.0f} GFLOP/s for the layers that bear it"
-    return False, f"; int8 nowhere, its {whole:.0f} GFLOP/s are under {worth_it} times the {best:.0f} of other numbers"
+    return False, f"; int8 nowhere, its {whole:.0f} GFLOP/s are under {WORTH_IT} times the {best:.0f} of other numbers"
 
 
 def _fast_bfloat16(hardware: Hardware) -> str | None:

@@ -79,7 +79,7 @@ def _rates_key(hardware: Hardware) -> str:
         torch = metadata.version("torch")
     except metadata.PackageNotFoundError:
         torch = "missing"
-    return f"products of torch {torch} on {hardware.name}, {hardware.cores} cores"
+    return f"layers of torch {torch} on {hardware.name}, {hardware.cores} cores"
 
 
 def _errors_key(pack: Pack, passes: str, part: Part) -> str:
