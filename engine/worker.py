@@ -248,7 +248,7 @@ def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = Fals
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     step_back()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.disable()  # while it imports: half a million objects of libraries are no garbage, and looking takes 0.8 s
+    gc.disable()  # while it imports: a quarter of a million objects of libraries are no garbage
     engine: Backend | None = None
     with suppress(Exception):  # what is wrong is said to whoever asks for a picture
         engine = _open(backend, data_dir, previews)

@@ -114,6 +114,22 @@ def test_the_child_steps_back_so_that_the_page_answers(shared: Worker, pack: Pat
         assert os.getsid(pid) == os.getsid(0)  # a group of its own may starve (PITFALLS.md)
 
 
+def test_what_the_child_imported_is_never_looked_through_again(tmp_path: Path) -> None:
+    code = f"""
+import gc
+from multiprocessing import Pipe
+from pathlib import Path
+from engine.worker import _serve
+ours, its = Pipe()
+ours.send(None)
+_serve(its, "torch", Path({str(tmp_path)!r}))
+print(gc.get_freeze_count(), gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    frozen, enabled = done.stdout.split()
+    assert int(frozen) > 100_000 and enabled == "True"
+
+
 def test_an_impossible_request_starts_no_child(own: Worker, pack: Path, tmp_path: Path) -> None:
     for wrong, words in (
         (Request("", str(pack)), "prompt is empty"),

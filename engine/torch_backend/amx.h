@@ -41,7 +41,8 @@ inline void place(int8_t* values, long r, long k, __m128i sixteen) {
 // `inputs` of the codes of `columns` outputs, whose rows lie `stride` bytes apart, as a strip. A shift by a different
 // number of bits for each byte brings four codes of an output into its lane, a table of all that six bits can be makes
 // code - 1 of them; one bit becomes -1 or 1.
-template <int BITS> void expand(const uint8_t* codes, long stride, long columns, long inputs, long room, __m512i* strip) {
+template <int BITS>
+void expand(const uint8_t* codes, long stride, long columns, long inputs, long room, __m512i* strip) {
     constexpr long WORD = 32 / BITS;  // codes
     alignas(64) int8_t values[64];
     alignas(64) uint8_t shifts[WORD / 4][64];

@@ -1,8 +1,8 @@
 // The passes of a transformer block over int8 tokens and 1-, 2- or 4-bit weights, for x86 processors.
 //
-// kernels.py builds this file with one of its units (amx.h, vnni.h), checks it against torch and calls it through ctypes.
-// Every function works on a range of its rows, panels or strips, so that threads share the work by taking ranges; none
-// keeps or allocates anything shared.
+// kernels.py builds this file with one of its units (amx.h, vnni.h), checks it against torch and calls it through
+// ctypes. Every function works on a range of its rows, panels or strips, so that threads share the work by taking
+// ranges; none keeps or allocates anything shared.
 //
 // A weight is code * scale + bias, with one scale and one bias for each `group` inputs of an output; for one and two
 // bits that is (code + centre) * scale, and no biases are given. The sums of codes times int8 values are exact; each group's
@@ -11,8 +11,8 @@
 //
 // Shapes: M tokens, K inputs, N outputs, G = K / group.
 //   panel   PANEL tokens side by side, P = M / PANEL rounded up: values of group after group, each in the unit's order;
-//           steps and offsets [G][P][PANEL]. An offset is minus the sum of the group's values, which stands for a centre
-//           of -1; a bias is held against that centre.
+//           steps and offsets [G][P][PANEL]. An offset is minus the sum of the group's values, which stands for a
+//           centre of -1; a bias is held against that centre.
 //   strip   STRIP outputs side by side, their codes expanded to bytes for some inputs at a time.
 
 #include UNIT  // "amx.h" or "vnni.h"
@@ -175,8 +175,8 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.
-// x [M][heads][size] and out, of floats or (`half`) bfloat16; tokens `stride` and `out_stride` numbers apart, heads of out
-// `head_stride`; cos and sin [M][size / 2].
+// x [M][heads][size] and out, of floats or (`half`) bfloat16; tokens `stride` and `out_stride` numbers apart, heads of
+// out `head_stride`; cos and sin [M][size / 2].
 void turn(const float* x, long stride, const float* weight, float eps, const float* cos, const float* sin, long heads,
           long size, long first, long last, int half, void* out, long out_stride, long head_stride) {
     auto row = buffer<float>(size);

@@ -1,6 +1,7 @@
 // What the units of kernels.cpp share: tokens as the product reads them, and the numbers of a packed layer.
 //
-// A unit is a file with the product for one kind of processor. It says how many tokens lie side by side (PANEL) and includes this.
+// A unit is a file with the product for one kind of processor. It says how many tokens lie side by side (PANEL) and
+// includes this.
 
 #include <immintrin.h>
 
@@ -43,8 +44,8 @@ struct Weights {
     int bits;
 };
 
-// What the sums of a strip are multiplied by, for each group [G + 1][STRIP]: its scales, and what its biases are away from
-// the centre. Outputs that do not exist repeat the last one, a group too many counts as nothing.
+// What the sums of a strip are multiplied by, for each group [G + 1][STRIP]: its scales, and what its biases are away
+// from the centre. Outputs that do not exist repeat the last one, a group too many counts as nothing.
 struct Factors {
     Buffer<float> scales, shifts;
 
@@ -70,7 +71,8 @@ inline __m512i rows(long output, long columns, long stride) {
 
 // A token's sums of a group of inputs with LANES outputs, scaled and added to what was there.
 template <bool BIASED>
-inline __m512 scaled(__m512i sums, float step, int32_t offset, const float* scales, const float* shifts, __m512 before) {
+inline __m512 scaled(__m512i sums, float step, int32_t offset, const float* scales, const float* shifts,
+                     __m512 before) {
     if (BIASED) before = _mm512_fmadd_ps(_mm512_set1_ps(step * -offset), _mm512_load_ps(shifts), before);
     const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(step), _mm512_load_ps(scales));
     return _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums), before);

@@ -7,8 +7,7 @@ Formulas: the Qwen3 technical report, arXiv 2505.09388 (grouped queries, normali
 Shapes: B prompts, L tokens.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from engine.fitting import REPAIR, sensible
 from engine.packs import Component
 from engine.torch_backend import linear
-from engine.torch_backend.transformer import Rotary
+from engine.torch_backend.transformer import Flux2PosEmbed, Rotary
 from engine.types import EngineError
 
 Config = Mapping[str, Any]
@@ -81,27 +80,20 @@ class Qwen3Model(nn.Module):
 
     def __init__(self, config: Config, layers: int) -> None:
         super().__init__()
-        self.head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        self.rope_theta = float(config["rope_theta"])
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        self.pos_embed = Flux2PosEmbed(config["rope_theta"], (head_dim,))
         self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, self.head_dim) for _ in range(layers))
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, head_dim) for _ in range(layers))
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids and mask int64 [B, L] -> the last state [B, L, hidden]. Nobody looks ahead or at padding."""
+    def states(self, ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
+        """ids and mask int64 [B, L] -> the embedding and what each layer makes of it, [B, L, hidden] each. Nobody looks
+        ahead or at padding."""
         length = ids.shape[1]
         may_look = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril() & mask.bool()[:, None, None]
-        rotary = positions(length, self.head_dim, self.rope_theta, ids.device)
-        x = self.embed_tokens(ids)
+        rotary = self.pos_embed(torch.arange(length, device=ids.device)[:, None])
+        yield (x := self.embed_tokens(ids))
         for layer in self.layers:
-            x = layer(x, may_look, rotary)
-        return x
-
-
-def positions(length: int, head_dim: int, theta: float, device: torch.device) -> Rotary:
-    """The angles of tokens 0 to `length`, each [L, head_dim / 2]."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
-    angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), theta**-exponent)
-    return Rotary(angle.cos().float(), angle.sin().float())
+            yield (x := layer(x, may_look, rotary))
 
 
 def turned(x: Tensor, rotary: Rotary) -> Tensor:
@@ -127,15 +119,6 @@ class TextEncoder:
         self.files = linear.build(self.model, component, dtype, device, prefix="model.", unused=unused)
         self.hidden_states = hidden_states
         self.device = device
-        self._states: dict[int, Tensor] = {}
-        self._check: Callable[[], None] = lambda: None
-        for number, module in enumerate((self.model.embed_tokens, *self.model.layers)):
-            module.register_forward_hook(partial(self._after, number))
-
-    def _after(self, number: int, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
-        self._check()
-        if number in self.hidden_states:
-            self._states[number] = output
 
     @torch.inference_mode()
     def encode(self, ids: np.ndarray, mask: np.ndarray, check: Callable[[], None]) -> Tensor:
@@ -144,9 +127,10 @@ class TextEncoder:
         `check` is called after every layer; what it raises ends the work. Padding rows are computed as well: the image
         transformer was trained with them.
         """
-        self._check = check
-        try:
-            self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
-            return torch.cat([self._states[number] for number in self.hidden_states], dim=-1)
-        finally:
-            self._states.clear()
+        kept = {}
+        words, real = (torch.from_numpy(each).to(self.device) for each in (ids, mask))
+        for number, state in enumerate(self.model.states(words, real)):
+            check()
+            if number in self.hidden_states:
+                kept[number] = state
+        return torch.cat([kept[number] for number in self.hidden_states], dim=-1)

@@ -34,9 +34,9 @@ class Rotary(NamedTuple):
 
 
 class Flux2PosEmbed(nn.Module):
-    """Four-axis positions (time, row, column, text index) [T, 4] -> Rotary."""
+    """Positions on several axes (of a picture time, row, column, text index) [T, axes] -> Rotary."""
 
-    def __init__(self, theta: int, axes_dim: Sequence[int]) -> None:
+    def __init__(self, theta: float, axes_dim: Sequence[int]) -> None:
         super().__init__()
         self.theta = theta
         self.axes_dim = axes_dim

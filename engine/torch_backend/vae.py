@@ -42,9 +42,7 @@ class PictureDecoder:
         self._pixels_per_cell = 2 ** (len(decoder.up_blocks) - 1)
 
     @torch.inference_mode()
-    def decode(
-        self, latents: Tensor, grid: tuple[int, int], check: Check, tile: int = 0
-    ) -> np.ndarray:
+    def decode(self, latents: Tensor, grid: tuple[int, int], check: Check, tile: int = 0) -> np.ndarray:
         """Denoised tokens [1, rows * columns, C] -> pixels uint8 [height, width, 3]. `grid` is (rows, columns).
 
         `tile` pixels a side are decoded at a time, 0: all at once. `check` is called before every block of the
