@@ -16,7 +16,9 @@ from engine.packs import Pack
 
 FORMATS = ("float32", "bfloat16", "int8")
 INT8_BITS = (1, 2)  # of a transformer, whose codes are a sign or nothing: torch_backend/int8.py folds their scales
-PASSES = ("triton", "compiled", "torch")  # the names of the ways to multiply as bytes, the one preferred first
+# The names of the ways to multiply as bytes, those preferred first; together where one takes what the other refuses.
+WAYS = (("triton",), ("folded", "compiled"), ("torch",))
+PASSES = tuple(name for together in WAYS for name in together)
 BOUND = 0.02  # |int8 - plain| / |plain| of a layer's outputs, up to which it is multiplied as bytes
 Numbers = Mapping[str, float]
 Part = Literal["transformer", "text_encoder"]
@@ -46,8 +48,14 @@ def errors(data_dir: Path, pack: Pack, passes: str, part: Part = "transformer") 
 
 
 def trial(data_dir: Path, pack: Pack, part: Part = "transformer") -> Numbers:
-    """The same by whichever passes it was tried with, those preferred first; empty where it was not."""
-    return next(filter(None, (errors(data_dir, pack, passes, part) for passes in PASSES)), {})
+    """The same by whichever passes a layer was left to, those preferred first; empty where it was not tried."""
+    for together in WAYS:
+        tried = [found for passes in together if (found := errors(data_dir, pack, passes, part))]
+        if tried:
+            names = dict.fromkeys(name for found in tried for name in found)
+            each = {name: [found[name] for found in tried if name in found] for name in names}
+            return {name: next((error for error in found if error <= BOUND), found[-1]) for name, found in each.items()}
+    return {}
 
 
 def keep_errors(data_dir: Path, pack: Pack, found: Numbers, passes: str, part: Part = "transformer") -> None:

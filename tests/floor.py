@@ -5,7 +5,9 @@
 The floor: every packed product of a step at the best rate that any tiling of torch._int_mm reaches on the same
 shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
 timed; dense layers, norms and everything else count as nothing. In turn with it one step of the engine, all layers
-admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's; with --outs also
+admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's: the best step
+against that floor and, since a host can be twice as fast in one second as in the next and a floor's products are short
+enough to find the fast ones, the median of what each step takes of the floor measured just before it. With --outs also
 without linear_out and to_out in int8, with --plain with no layer in it, with --diffusers also diffusers' own
 transformer with random dense weights of the same shapes in float32 and bfloat16 (of a whole model 16 and 8 GB). Without
 a PACK: one double and one single block of the 4B model's width with random codes, which take half a minute on an idle
@@ -16,8 +18,10 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import truediv
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from engine import torch_backend  # noqa: F401 before torch: it says how long torch's threads spin
@@ -32,13 +36,13 @@ from engine.plan import token_side
 from engine.torch_backend import fused, kernels, linear, remember
 from engine.torch_backend.admission import HOPELESS, Admission
 from engine.torch_backend.measure import measure
+from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 from studio.settings import data_dir
 from tests.packs.content import TRANSFORMER_4B, Configs, Content, small
 from tests.packs.full import write
 
-ROUNDS = 5  # after a first one that warms up
-TRIES = 5  # of the engine, in the first rounds
+ROUNDS = 9  # after a first one that warms up
 TILES = (512, 1024, 1536, 3072, 1 << 20)  # outputs of one call; the last is every layer in one piece
 OUTS = ("linear_out", "to_out", "to_add_out")
 Clock = Callable[[], float]
@@ -62,7 +66,8 @@ def products(config: Mapping[str, Any], tokens: tuple[int, int]) -> dict[tuple[i
 
 
 class Floor:
-    """Best seconds so far of every product of a step, and of its attention; `tokens` (image, text)."""
+    """Best seconds of every product of a step, and of its attention, so far and in the last round; `tokens` (image,
+    text)."""
 
     def __init__(self, pack: Pack, tokens: tuple[int, int], clock: Clock) -> None:
         config, joint = pack.transformer.config, sum(tokens)
@@ -71,9 +76,11 @@ class Floor:
         self._blocks = config["num_layers"] + config["num_single_layers"]
         self._products = products(config, tokens)
         self._best: dict[object, float] = {}
+        self._last: dict[object, float] = {}
 
     def measure(self) -> None:
         """One more round of everything."""
+        self._last = {}
         for m, k, n in self._products:
             x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
             for tile in sorted({min(tile, n) for tile in TILES}):
@@ -89,11 +96,13 @@ class Floor:
             self._note("attention", self._clock() - start)
 
     def _note(self, what: object, seconds: float) -> None:
-        self._best[what] = min(self._best.get(what, seconds), seconds)
+        for known in (self._best, self._last):
+            known[what] = min(known.get(what, seconds), seconds)
 
-    def seconds(self) -> dict[str, float]:
-        products = sum(self._best[shape] * count for shape, count in self._products.items())
-        return {"products": products, "attention": self._best["attention"] * self._blocks}
+    def seconds(self, last: bool = False) -> dict[str, float]:
+        known = self._last if last else self._best
+        products = sum(known[shape] * count for shape, count in self._products.items())
+        return {"products": products, "attention": known["attention"] * self._blocks}
 
 
 class Engine:
@@ -105,30 +114,32 @@ class Engine:
         self._clock = clock
         quantization = pack.transformer.quantization
         assert quantization is not None
-        group, compiled = quantization.group_size, None
+        passes: Sequence[Any] = [TorchPasses()]
         if way in ("compiled", "outs"):
-            compiled = kernels.load(data_dir() / "kernels", detect(), group)
+            passes = kernels.chosen(data_dir(), detect(), quantization.group_size)
+            if not passes:
+                raise kernels.Unavailable("app.py doctor says why")
         with torch.device("meta"):
             self._transformer = Flux2Transformer2DModel.from_config(pack.transformer.config)
         linear.build(self._transformer, pack.transformer, dtype, torch.device("cpu"))
         remember.install(self._transformer)
         if way != "plain":
-            admission = Admission(self._transformer, passes=compiled)
+            admission = Admission(self._transformer, passes)
             admission.trial = False
             for name, layer in admission.layers.items():
                 if way == "outs" and name.removesuffix(".0").endswith(OUTS):
-                    layer.error = HOPELESS
+                    layer.errors = {passes.name: HOPELESS for passes in admission.ways}
             fused.install(self._transformer, admission)
         image = torch.randn(1, grid[0] * grid[1], pack.transformer.config["in_channels"]).to(dtype)
         text = torch.randn(1, pack.notes.text_length, pack.transformer.config["joint_attention_dim"]).to(dtype)
         self._inputs = (image, text, torch.ones(1), *token_ids(text.shape[1], grid, "cpu"), lambda: None)
-        self.seconds = float("inf")
+        self.seconds: list[float] = []
 
     @torch.inference_mode()
     def measure(self) -> None:
         start = self._clock()
         self._transformer(*self._inputs)
-        self.seconds = min(self.seconds, self._clock() - start)
+        self.seconds.append(self._clock() - start)
 
 
 class Diffusers:
@@ -151,13 +162,13 @@ class Diffusers:
             "img_ids": img_ids[None], "txt_ids": txt_ids[None], "guidance": None,
         }  # fmt: skip
         self._clock = clock
-        self.seconds = float("inf")
+        self.seconds: list[float] = []
 
     @torch.inference_mode()
     def measure(self) -> None:
         start = self._clock()
         self._model(**self._inputs)
-        self.seconds = min(self.seconds, self._clock() - start)
+        self.seconds.append(self._clock() - start)
 
 
 def blocks(folder: Path) -> Path:
@@ -182,15 +193,18 @@ def compare(pack: Pack, grid: tuple[int, int], dtype: torch.dtype, clock: Clock,
                 engines[way] = Engine(pack, grid, dtype, clock, way)
         except kernels.Unavailable as reason:
             print(f"no compiled passes: {reason}")
-    for turn in range(1 + ROUNDS):
+    floors = []
+    for _ in range(1 + ROUNDS):
         floor.measure()
-        for engine in engines.values() if turn < TRIES else ():
+        floors.append(sum(floor.seconds(last=True).values()))
+        for engine in engines.values():
             engine.measure()
     parts = floor.seconds()
     total = sum(parts.values())
     facts = {"floor_s": total} | {f"{name}_floor_s": value for name, value in parts.items()}
     for way, engine in engines.items():
-        facts |= {f"{way}_step_s": engine.seconds, f"{way}_ratio": engine.seconds / total}
+        best, *ratios = min(engine.seconds), *map(truediv, engine.seconds[1:], floors[1:])
+        facts |= {f"{way}_step_s": best, f"{way}_ratio": best / total, f"{way}_ratio_by_turn": median(ratios)}
     return {name: round(value, 3) for name, value in facts.items()}
 
 

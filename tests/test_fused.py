@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from engine.plan import Plan
 from engine.torch_backend import fused, kernels, linear, measure
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.backend import Model
-from engine.torch_backend.kernels import UNITS, Codes, Kernels, Unavailable, Unit
+from engine.torch_backend.kernels import FOLDED, UNITS, Codes, Kernels, Unavailable, Unit
+from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 
 GROUP = 128
-GRID, TEXT = (3, 5), 13  # 28 tokens: no multiple of a panel of 6
+GRID, TEXT = (3, 5), 13  # 28 tokens: no multiple of a panel
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-@pytest.fixture(params=["torch", *(unit.name for unit in UNITS)])
-def passes(request: pytest.FixtureRequest, library: Path) -> Kernels | None:
+@pytest.fixture(params=["torch", *(unit.name for unit in (*UNITS, FOLDED))])
+def passes(request: pytest.FixtureRequest, library: Path) -> Sequence[Any]:
+    if request.param == FOLDED.name:
+        return [compiled(library, [FOLDED]), compiled(library)]
     if request.param != "torch":
-        return compiled(library, [unit for unit in UNITS if unit.name == request.param])
+        return [compiled(library, [unit for unit in UNITS if unit.name == request.param])]
     request.getfixturevalue("torch_products")
-    return None
+    return [TorchPasses()]
 
 
 def compiled(library: Path, units: Sequence[Unit] = UNITS, group: int = GROUP) -> Kernels:
@@ -65,10 +69,10 @@ def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
-def with_int8(pack: Path, passes: Kernels | None, fuse: bool = True, dtype: torch.dtype = torch.float32) -> Admission:
+def with_int8(pack: Path, passes: Sequence[Any], fuse: bool = True, dtype: torch.dtype = torch.float32) -> Admission:
     """An Admission of a loaded transformer, which it carries as `model`."""
     transformer = model(pack, dtype)
-    admission = Admission(transformer, passes=passes)
+    admission = Admission(transformer, passes)
     if fuse:
         fused.install(transformer, admission)
     admission.model = transformer  # type: ignore[attr-defined]
@@ -77,14 +81,14 @@ def with_int8(pack: Path, passes: Kernels | None, fuse: bool = True, dtype: torc
 
 def test_what_torchs_passes_keep_is_what_the_plan_counts(tiny_packs: Path) -> None:
     pack = open_pack(tiny_packs / "ternary")
-    folded = [layer._weights for layer in with_int8(pack.folder, None).layers.values()]
+    folded = [layer._ways[0][1] for layer in with_int8(pack.folder, [TorchPasses()]).layers.values()]
     kept = sum(weights.factors.nbytes + weights.steps.nbytes for weights in folded)
     plain, whole = (memory.need(pack, (64, 64), 16, "float32", cpu=True, tile=0, int8=on) for on in (False, True))
     assert whole.transformer - plain.transformer == kept > 0 and whole.denoising < plain.denoising
 
 
 @pytest.mark.parametrize("variant", ["ternary", "binary"])
-def test_fused_blocks_compute_what_blocks_compute(tiny_packs: Path, variant: str, passes: Kernels | None) -> None:
+def test_fused_blocks_compute_what_blocks_compute(tiny_packs: Path, variant: str, passes: Sequence[Any]) -> None:
     exact = velocity(model(tiny_packs / variant))
     fast = with_int8(tiny_packs / variant, passes)
     slow = with_int8(tiny_packs / variant, passes, fuse=False)
@@ -95,20 +99,20 @@ def test_fused_blocks_compute_what_blocks_compute(tiny_packs: Path, variant: str
     assert fast.errors().keys() == slow.errors().keys() and all(0 < error < 0.02 for error in fast.errors().values())
 
 
-def test_refused_layers_compute_as_before(tiny_packs: Path, passes: Kernels | None) -> None:
+def test_refused_layers_compute_as_before(tiny_packs: Path, passes: Sequence[Any]) -> None:
     admission = with_int8(tiny_packs / "ternary", passes)
     admission.bound = -1.0
     assert off(velocity(admission.model), velocity(model(tiny_packs / "ternary"))) < 1e-5  # type: ignore[attr-defined]
 
 
-def test_pictures_of_a_batch_are_those_one_by_one(tiny_packs: Path, passes: Kernels | None) -> None:
+def test_pictures_of_a_batch_are_those_one_by_one(tiny_packs: Path, passes: Sequence[Any]) -> None:
     admission = with_int8(tiny_packs / "ternary", passes)
     admission.trial = False
     together, alone = velocity(admission.model, 3), velocity(admission.model)  # type: ignore[attr-defined]
     assert off(together[:1], alone) < 1e-5 and off(together[1:2], alone) > 0.01
 
 
-def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Kernels | None) -> None:
+def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Sequence[Any]) -> None:
     admission = with_int8(tiny_packs / "ternary", passes, dtype=torch.bfloat16)
     result = velocity(admission.model, dtype=torch.bfloat16)  # type: ignore[attr-defined]
     assert result.dtype == torch.bfloat16
@@ -132,14 +136,14 @@ def test_a_text_encoder_of_four_bits_reads_as_bytes(tiny_packs: Path, library: P
     tried, reading = states(admit=True)
     assert reading and not reading.trial and len(reading.layers) == 7 * max(pack.notes.hidden_states)
     assert 1e-5 < off(tried, exact) < 0.02
-    assert products.errors(tmp_path, pack, Kernels.name, "text_encoder") == reading.errors()
+    assert products.errors(tmp_path, pack, "compiled", "text_encoder") == reading.errors()
     assert all(0 < error < products.BOUND for error in reading.errors().values())
     again, later = states(admit=True)
     assert torch.equal(again, tried) and later and later.errors() == reading.errors()
 
 
 def test_buffers_are_given_back(tiny_packs: Path) -> None:
-    admission = with_int8(tiny_packs / "ternary", None)
+    admission = with_int8(tiny_packs / "ternary", [TorchPasses()])
     velocity(admission.model)  # type: ignore[attr-defined]
     assert admission.scratch._buffers
     admission.clear()
@@ -161,6 +165,26 @@ def test_all_units_give_the_same_bits(bits: int, group: int, library: Path) -> N
     assert torch.equal(*answers) and answers[0].isfinite().all()
 
 
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("segments", [1, 6, 13])  # a part of the inputs, a whole one, two and a rest
+def test_folded_scales_are_off_by_little(bits: int, segments: int, library: Path) -> None:
+    exact, folded = compiled(library), compiled(library, [FOLDED])
+    random = torch.Generator().manual_seed(bits)
+    tokens, groups, outputs = 1571, segments * folded.fold, 200  # a rest of panels, and of what is multiplied at once
+    codes = torch.randint(0, 256, (outputs, groups * GROUP * bits // 8), dtype=torch.uint8, generator=random)
+    codes &= ~(codes >> 1 & 0b01010101) if bits == 2 else 0xFF  # no code of 3
+    w = Codes(codes, torch.rand(outputs, groups, generator=random) + 0.5, None, bits)
+    x = torch.randn(tokens, groups * GROUP, generator=random)
+    answers = []
+    for kernel in (exact, folded):
+        answers.append(torch.full((tokens, outputs), float("nan")))
+        kernel.multiply(kernel.quantize(x), w, answers[-1])
+    assert 1e-3 < off(answers[1], answers[0]) < 0.012
+    first = torch.full((40, outputs), float("nan"))
+    folded.multiply(folded.quantize(x[:40]), w, first)
+    assert torch.equal(first, answers[1][:40])
+
+
 def test_int8_is_measured_as_it_will_be_multiplied(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.torch_backend.int8.exact", lambda: False)
     assert measure.measure()["int8"] == 0
@@ -168,15 +192,16 @@ def test_int8_is_measured_as_it_will_be_multiplied(library: Path, monkeypatch: p
     assert set(rates) == set(products.FORMATS) and rates["int8"] > 0
 
 
-def test_threads_change_nothing(library: Path) -> None:
-    codes, scales = torch.randint(0, 256, (200, 64), dtype=torch.uint8), torch.rand(200, 2)
-    x, w = torch.randn(50, 256), Codes(codes, scales, None, 2)
+@pytest.mark.parametrize("units", [UNITS, [FOLDED]], ids=["exact", "folded"])
+def test_threads_change_nothing(units: Sequence[Unit], library: Path) -> None:
+    codes, scales = torch.randint(0, 256, (200, 128), dtype=torch.uint8), torch.rand(200, 4)
+    x, w = torch.randn(50, 512), Codes(codes & 0b10101010, scales, None, 2)
     answers = []
     before = torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
-            kernel = compiled(library)
+            kernel = compiled(library, units)
         finally:
             torch.set_num_threads(before)
         out = torch.full((50, 100), float("nan"))
@@ -236,9 +261,10 @@ def script(path: Path, text: str) -> None:
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="the passes are for Linux")
 def test_whatever_is_missing_is_said_and_torch_takes_over(compilers: Path, fast: Hardware, tmp_path: Path) -> None:
     def reason(hardware: Hardware = fast, group: int = GROUP) -> str:
-        assert kernels.chosen(tmp_path, hardware, group) is None
-        (finding,) = measured.recall(tmp_path).values()
-        assert finding["sentence"].startswith("int8 passes in torch, without compiled ones: ")
+        assert kernels.chosen(tmp_path, hardware, group) == []
+        finding = measured.recall(tmp_path)[f"int8 passes on {hardware.name}, groups of {group}"]
+        words = f"int8 passes for groups of {group} in torch, without compiled ones: "
+        assert finding["sentence"].startswith(words)
         assert not (tmp_path / "kernels").exists() or not list((tmp_path / "kernels").iterdir())
         return finding["sentence"]
 

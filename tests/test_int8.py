@@ -103,7 +103,7 @@ def ternary(tiny_packs: Path) -> Path:
 def test_outliers_are_refused_and_stay_refused(ternary: Path) -> None:
     pair = Pair(ternary)
     plain = pair.first
-    admission = Admission(pair)
+    admission = Admission(pair, [TorchPasses()])
     calm = torch.randn(1, 40, 128)
     assert not torch.equal(pair.first(calm), plain(calm)) and pair.first.admitted and not admission.restart()
     wild = calm.clone()
@@ -115,20 +115,52 @@ def test_outliers_are_refused_and_stay_refused(ternary: Path) -> None:
     errors = admission.errors()
     assert errors["first"] > products.BOUND > errors["second"] == 0.0
     again = Pair(ternary)
-    Admission(again, errors)
+    Admission(again, [TorchPasses()], {"torch": errors})
     assert not again.first.admitted and again.second.admitted
+
+
+class Rough(TorchPasses):
+    """Passes that are off by far for inputs of more than 1."""
+
+    name = "rough"
+
+    def multiply(self, x: int8.Int8Tokens, w: int8.Int8Weights, out: torch.Tensor) -> None:
+        super().multiply(x, w, out)
+        if x.steps.max() > 1 / 127:
+            out.mul_(1.1)
+
+
+@needs_products
+def test_what_the_first_passes_may_not_do_the_next_ones_do(ternary: Path) -> None:
+    pair, kept = Pair(ternary), {}
+    admission = Admission(pair, [Rough(), TorchPasses()], keep=lambda errors, name: kept.update({name: errors}))
+    small, big = torch.rand(1, 20, 128), 2 * torch.rand(1, 20, 128)
+    pair.first(small), pair.second(small)
+    assert not admission.restart()
+    answer = pair.first(big)
+    assert admission.restart() and pair.first.admitted and pair.first.error < products.BOUND
+    admission.settle()
+    assert kept["rough"]["first"] > products.BOUND > kept["rough"]["second"] and set(kept["torch"]) == {"first"}
+    again, only_torch = Pair(ternary), Pair(ternary)
+    later = Admission(again, [Rough(), TorchPasses()], kept)
+    Admission(only_torch, [TorchPasses()], {"torch": {"first": 0.0, "second": 0.0}})
+    assert not later.trial and torch.equal(again.first(big), answer) and torch.equal(only_torch.first(big), answer)
+    assert torch.equal(again.second(big), only_torch.second(big) * 1.1)
+    untouched = Pair(ternary)
+    assert not Admission(untouched, [TorchPasses()], {"rough": kept["rough"]}, trial=False).layers
+    assert torch.equal(untouched.first(big), pair.first.plain(big))
 
 
 def test_what_is_no_number_is_refused(ternary: Path) -> None:
     pair = Pair(ternary)
-    Admission(pair)
+    Admission(pair, [TorchPasses()])
     pair.first(torch.full((1, 20, 128), float("nan")))
     assert not pair.first.admitted
 
 
 def test_one_input_of_several_layers_is_quantized_once(ternary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(ternary)
-    admission = Admission(pair, {"first": 0.0, "second": 0.0})
+    admission = Admission(pair, [TorchPasses()], {"torch": {"first": 0.0, "second": 0.0}})
     calls: list[int] = []
     real = int8.quantize
     monkeypatch.setattr(int8, "quantize", lambda x: calls.append(len(x)) or real(x))  # type: ignore[func-returns-value]
@@ -173,7 +205,7 @@ def test_steps_are_made_again_after_a_late_refusal(ternary: Path, tmp_path: Path
     early: dict[str, float] = {}
     trial.trial, trial.bound = True, 1.0
     for twin in trial.layers.values():
-        twin.error, twin.served = 0.0, False
+        twin.errors, twin.served = {}, False
     steps = backend.generate(request, lambda: False)
     for index, _ in enumerate(steps):
         if index == 1:
@@ -184,7 +216,7 @@ def test_steps_are_made_again_after_a_late_refusal(ternary: Path, tmp_path: Path
     assert growth[grown] > 0
     trial.bound, trial.trial = (early[grown] + late[grown]) / 2, True
     for twin in trial.layers.values():
-        twin.error, twin.served = 0.0, False
+        twin.errors, twin.served = {}, False
     first = picture(backend, request)
     assert not trial.layers[grown].admitted and trial.layers[grown].served
     assert np.array_equal(first, picture(backend, request))
@@ -229,6 +261,19 @@ def test_findings_of_another_kind_count_as_none(tmp_path: Path, ternary: Path) -
     products.keep_errors(tmp_path, open_pack(ternary), {"a": 0.5}, "torch")
     assert products.errors(tmp_path, open_pack(ternary), "torch") == {"a": 0.5}
     assert products.errors(tmp_path, open_pack(ternary), "compiled") is None
+    assert products.trial(tmp_path, open_pack(ternary)) == {"a": 0.5}
+
+
+def test_a_layer_has_the_error_of_the_passes_it_was_left_to(ternary: Path, tmp_path: Path) -> None:
+    pack = open_pack(ternary)
+    for name, errors in {
+        "torch": {"a": 0.001, "b": 0.001, "c": 0.001},
+        "folded": {"a": 0.015, "b": 0.03, "c": 0.05},
+        "compiled": {"b": 0.018, "c": 0.04, "d": 0.01},
+    }.items():
+        products.keep_errors(tmp_path, pack, errors, name)
+    assert products.trial(tmp_path, pack) == {"a": 0.015, "b": 0.018, "c": 0.04, "d": 0.01}
+    assert products.trial(tmp_path, pack, "text_encoder") == {}
 
 
 def test_words_name_the_worst_layer() -> None:

@@ -62,7 +62,7 @@ def test_a_pass_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fused_blocks_compute_what_blocks_compute(tiny_packs: Path, variant: str) -> None:
     exact = velocity(model(tiny_packs / variant))
     transformer = model(tiny_packs / variant, torch.bfloat16).to(DEVICE)
-    admission = Admission(transformer, passes=TritonPasses(DEVICE, SMALL))
+    admission = Admission(transformer, [TritonPasses(DEVICE, SMALL)])
     fused.install(transformer, admission)
     ours = velocity(transformer, dtype=torch.bfloat16)
     assert ours.dtype == torch.bfloat16 and off(ours, exact) < 0.01

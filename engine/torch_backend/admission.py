@@ -1,12 +1,12 @@
 """Which packed layers may be multiplied as bytes: decided on the activations of a pack's first picture.
 
 While a layer is on trial, a sample of the tokens of every call goes through both ways. Where the results differ by more
-than BOUND, the layer stays as it was, for good. Outliers among the activations decide, and no synthetic input has them.
-The errors are kept (engine/products.py), so a pack is tried once.
+than BOUND, those passes are out of the question for this layer: the next ones are tried, more exact and slower, and if
+there are none it stays as it was, for good. Outliers among the activations decide, and no synthetic input has them. The
+errors are kept (engine/products.py), so a pack is tried once.
 """
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from engine.products import BOUND
 from engine.torch_backend import int8
 from engine.torch_backend.linear import PackedLinear
-from engine.torch_backend.passes import TorchPasses
 
 SAMPLE = 32  # tokens of a call, spread evenly
 HOPELESS = 1e9  # an error that stands for everything larger
@@ -29,37 +28,50 @@ class Admission:
     def __init__(
         self,
         model: nn.Module,
-        errors: Mapping[str, float] | None = None,
+        passes: Sequence[Any],
+        errors: Mapping[str, Mapping[str, float]] | None = None,
         bound: float = BOUND,
-        passes: Any = None,
-        keep: Callable[[Mapping[str, float]], object] = lambda errors: None,
+        keep: Callable[[Mapping[str, float], str], object] = lambda errors, passes: None,
+        *,
+        trial: bool = True,
     ) -> None:
-        """Puts a twin before every packed layer that can have one. `errors` of an earlier trial, with the same passes,
-        make this one's. Without `passes` torch's are taken. `keep` is told what a trial found."""
+        """Puts a twin before every packed layer that can have one by one of `passes`, those preferred first. The
+        `errors` that an earlier trial found with the first of them, and the others', make this one's; where there was
+        none, nothing is put anywhere without `trial`. `keep` is told what a trial found, and by which passes."""
         self.bound = bound
         self._keep = keep
-        self.trial = errors is None
         self.overtaken = False
         self._given: tuple[Tensor, Source] | None = None
-        self.passes: Any = passes or TorchPasses()  # each reads the tokens and weights it made itself
-        self.scratch: int8.Scratch = self.passes.scratch
+        packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
+        # each reads the tokens and weights it made itself
+        self.ways = [way for way in passes if any(map(way.bears, packed.values()))]
         self.layers: dict[str, Int8Linear] = {}
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, PackedLinear) and self.passes.bears(layer):
+        known = errors or {}
+        self.trial = not any(way.name in known for way in self.ways[:1])
+        if not self.ways or (self.trial and not trial):
+            return
+        self.passes: Any = self.ways[0]  # for everything but products
+        self.scratch: int8.Scratch = self.passes.scratch
+        for name, layer in packed.items():
+            if ways := [way for way in self.ways if way.bears(layer)]:
                 parent, _, child = name.rpartition(".")
-                self.layers[name] = twin = Int8Linear(layer, self)
-                twin.error = (errors or {}).get(name, 0.0 if self.trial else HOPELESS)
+                self.layers[name] = twin = Int8Linear(layer, self, ways)
+                if not self.trial:
+                    twin.errors = {way.name: known.get(way.name, {}).get(name, HOPELESS) for way in ways}
                 setattr(model.get_submodule(parent), child, twin)
 
     def errors(self) -> dict[str, float]:
-        """The largest error of every layer so far."""
+        """The largest error of every layer so far, by the passes that it was left to."""
         return {name: layer.error for name, layer in self.layers.items()}
 
     def settle(self) -> None:
         """After whole work: what the layers were found to bear holds from now on."""
-        if self.trial:
-            self.trial = False
-            self._keep(self.errors())
+        if not self.trial:
+            return
+        self.trial = False
+        for way in self.ways:
+            if found := {name: twin.errors[way.name] for name, twin in self.layers.items() if way.name in twin.errors}:
+                self._keep(found, way.name)
 
     def restart(self) -> bool:
         """Whether a layer was refused after it had served: then what the model did since the start has to be done
@@ -85,36 +97,48 @@ class Admission:
 
 
 class Source:
-    """What one or several layers are given: rows x [M, K], and the same as int8 tokens, made when first asked for."""
+    """What one or several layers are given: rows x [M, K], and the same as some passes' tokens, made when first asked
+    for."""
 
     def __init__(self, admission: Admission, x: Tensor) -> None:
         self.admission = admission
         self.x = x
+        self._tokens: dict[str, Any] = {}
 
     def floats(self, wanted: Any = ALL) -> Tensor:
         """All rows, or those of an index."""
         return self.x[wanted]
 
-    @cached_property
-    def tokens(self) -> Any:
-        return self.admission.passes.quantize(self.x)
+    def tokens(self, passes: Any) -> Any:
+        if passes.name not in self._tokens:
+            self._tokens[passes.name] = self._quantized(passes)
+        return self._tokens[passes.name]
+
+    def _quantized(self, passes: Any) -> Any:
+        return passes.quantize(self.x)
 
 
 class Int8Linear(nn.Module):
     """A packed layer that multiplies as bytes as long as its error allows it. `rows`: only some of its outputs."""
 
-    def __init__(self, plain: PackedLinear, admission: Admission) -> None:
+    def __init__(self, plain: PackedLinear, admission: Admission, ways: Sequence[Any]) -> None:
         super().__init__()
         self.plain = plain
         self.outputs = len(plain.weight)
-        self.error = 0.0
+        self.errors: dict[str, float] = {}  # by the names of passes; on trial nothing is known of those not needed yet
         self.served = False
         self._admission = admission
-        self._weights: Any = admission.passes.weights(plain)
+        self._ways = [(passes, passes.weights(plain)) for passes in ways]
+
+    @property
+    def error(self) -> float:
+        """By the passes that it was left to, or by the last of those that were refused."""
+        way = self._way()
+        return self.errors.get((way or self._ways[-1])[0].name, 0.0)
 
     @property
     def admitted(self) -> bool:
-        return self.error <= self._admission.bound
+        return self._way() is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., K] -> [.., N]."""
@@ -125,42 +149,60 @@ class Int8Linear(nn.Module):
 
     def put(self, source: Source, out: Tensor, rows: slice = ALL) -> None:
         """out [M, n] = product."""
-        if self._bears(source):
-            self._admission.passes.multiply(source.tokens, self._weights.rows(rows), out)
+        if way := self._way_of(source):
+            passes, weights = way
+            passes.multiply(source.tokens(passes), weights.rows(rows), out)
         else:
             out.copy_(self._plainly(source.floats(), rows))
 
     def gate_to(self, source: Source, out: Tensor, rows: slice = ALL) -> None:
         """out [M, n / 2] = SwiGLU of the product."""
-        if self._bears(source):
-            self._admission.passes.gate(source.tokens, self._weights.rows(rows), out)
+        if way := self._way_of(source):
+            passes, weights = way
+            passes.gate(source.tokens(passes), weights.rows(rows), out)
         else:
             gate, value = self._plainly(source.floats(), rows).chunk(2, dim=-1)
             out.copy_(F.silu(gate).mul_(value))
 
     def add_to(self, out: Tensor, source: Source, gate: Tensor) -> None:
         """out [M, N] += gate * product."""
-        if self._bears(source):
-            self._admission.passes.add(source.tokens, self._weights, gate.view(self.outputs), out)
+        if way := self._way_of(source):
+            passes, weights = way
+            passes.add(source.tokens(passes), weights, gate.view(self.outputs), out)
         else:
             out.addcmul_(self._plainly(source.floats()), gate.view(self.outputs))
 
-    def _bears(self, source: Source) -> bool:
-        """Whether this product is made of bytes."""
-        if self._admission.trial and self.admitted:
+    def _way(self) -> tuple[Any, Any] | None:
+        """The first passes that were not refused, with their weights."""
+        return next((way for way in self._ways if self.errors.get(way[0].name, 0.0) <= self._admission.bound), None)
+
+    def _way_of(self, source: Source) -> tuple[Any, Any] | None:
+        """The same for this product, None where it is not made of bytes."""
+        if self._admission.trial:
             self._try(source)
-        self.served |= self.admitted
-        return self.admitted
+        way = self._way()
+        self.served |= way is not None
+        return way
 
     def _plainly(self, x: Tensor, rows: slice = ALL) -> Tensor:
         return self.plain(x.to(self.plain.dtype), rows)
 
     def _try(self, source: Source) -> None:
-        count, passes = len(source.x), self._admission.passes
-        tokens = source.floats(torch.linspace(0, count - 1, min(SAMPLE, count), device=passes.device).long())
+        """What was refused is not tried again, nor what comes after the first passes that are not."""
+        before = self._way()
+        if before is None:
+            return
+        count, device = len(source.x), self._admission.passes.device
+        tokens = source.floats(torch.linspace(0, count - 1, min(SAMPLE, count), device=device).long())
         plain = self._plainly(tokens).float()
-        ours = torch.empty(plain.shape, dtype=passes.dtype, device=passes.device)
-        passes.multiply(passes.quantize(tokens), self._weights, ours)
-        error = ((ours.float() - plain).norm() / plain.norm().clamp_min(int8.TINY)).item()
-        self.error = max(self.error, error if error < HOPELESS else HOPELESS)  # what isn't a number is hopeless too
-        self._admission.overtaken |= self.served and not self.admitted
+        while way := self._way():
+            passes, weights = way
+            ours = torch.empty(plain.shape, dtype=passes.dtype, device=device)
+            passes.multiply(passes.quantize(tokens), weights, ours)
+            error = ((ours.float() - plain).norm() / plain.norm().clamp_min(int8.TINY)).item()
+            # what isn't a number is hopeless too
+            error = max(self.errors.get(passes.name, 0.0), error if error < HOPELESS else HOPELESS)
+            self.errors[passes.name] = error
+            if error <= self._admission.bound:
+                break
+        self._admission.overtaken |= self.served and way is not before

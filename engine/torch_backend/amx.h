@@ -5,78 +5,38 @@
 //
 // Whatever is added, it is added in the order of vnni.h: both give the same bits.
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 constexpr long PANEL = 16;   // rows of a tile
 constexpr long PANELS = 96;  // of sums at a time, 384 kB: they stay in the second-level cache
-constexpr long TURN = 64;    // inputs of one tile
+constexpr long STRIP = 64;
+constexpr long FOLD = 1;
 
 #include "panels.h"
+#include "tiles.h"
 
 namespace {
 
-// Linux has to be asked before a process may use tiles, for all of its threads.
-bool permitted() {
-    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}
-
-// All tiles of this thread as 16 rows of 64 bytes, until the end of a scope.
-struct Unit {
-    Unit() {
-        struct { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } shape;
-        std::fill_n(shape.bytes, 8, 64);
-        std::fill_n(shape.rows, 8, 16);
-        _tile_loadconfig(&shape);
-    }
-    ~Unit() { _tile_release(); }
-};
-
-// Sixteen inputs of a panel's token `r`, from input `k` of the group at `values` on.
-inline void place(int8_t* values, long r, long k, __m128i sixteen) {
-    _mm_store_si128(reinterpret_cast<__m128i*>(values + k / TURN * PANEL * TURN + r * TURN + k % TURN), sixteen);
-}
-
-// `inputs` of the codes of `columns` outputs, whose rows lie `stride` bytes apart, as a strip. A shift by a different
-// number of bits for each byte brings four codes of an output into its lane, a table of all that six bits can be makes
+// `inputs` of the codes of a strip, from `start` on, columns `room` apart. A table of all that six bits can be makes
 // code - 1 of them; one bit becomes -1 or 1.
 template <int BITS>
-void expand(const uint8_t* codes, long stride, long columns, long inputs, long room, __m512i* strip) {
-    constexpr long WORD = 32 / BITS;  // codes
+void expand(const Weights& w, const Strips& strips, long number, long start, long inputs, long room, __m512i* strip) {
     alignas(64) int8_t values[64];
-    alignas(64) uint8_t shifts[WORD / 4][64];
     for (int i = 0; i < 64; ++i) {
         const int code = i & ((1 << BITS) - 1);
         values[i] = static_cast<int8_t>(BITS == 1 ? 2 * code - 1 : code - 1);
-        for (int q = 0; q < WORD / 4; ++q) shifts[q][i] = static_cast<uint8_t>((i & 4) * 8 + (4 * q + (i & 3)) * BITS);
     }
     const __m512i table = _mm512_load_si512(values);
+    const Words<BITS> words;
     for (long c = 0; c < WIDE; ++c) {
-        const __m512i index = rows(c * LANES, columns, stride);
+        const Column column = strips.column(number, c);
+        const __m512i index = column.rows(w.bytes());
+        const uint8_t* codes = w.codes + column.output * w.bytes() + start * BITS / 8;
         __m512i* to = strip + c * room;
-        for (long k = 0; k < inputs; k += WORD) {
-            const __m512i words = _mm512_i32gather_epi32(index, codes + k * BITS / 8, 1);
-            for (long q = 0; q < WORD / 4; ++q)
-                *to++ = _mm512_permutexvar_epi8(
-                    _mm512_multishift_epi64_epi8(_mm512_load_si512(shifts[q]), words), table);
+        for (long k = 0; k < inputs; k += words.CODES) {
+            const __m512i word = _mm512_i32gather_epi32(index, codes + k * BITS / 8, 1);
+            for (long q = 0; q < words.CODES / 4; ++q) *to++ = _mm512_permutexvar_epi8(words.four(word, q), table);
         }
     }
     asm volatile("" ::: "memory");  // the compiler does not know that tiles read it
-}
-
-#define INLINE __attribute__((always_inline)) inline  // what is called reads its addresses from memory again and again
-
-// Tiles by number. Written out, because the compiler's own take no number from a template.
-template <int T> inline void clear() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
-template <int T> inline void load(const void* from) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(TURN));
-}
-template <int T> inline void store(void* to) {
-    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(to), "r"(TURN) : "memory");
-}
-template <int TO, int VALUES, int CODES> inline void dot() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(TO), "i"(VALUES), "i"(CODES));
 }
 
 // One group of a panel's tokens and of a strip's weights.
@@ -141,17 +101,16 @@ template <bool BIASED, bool FIRST, int TURNS> struct Block {
     }
 };
 
-// Panels [first, last) times the `columns` outputs from `output` on -> sums [panels * PANEL][STRIP].
+// Panels [first, last) times a strip -> sums [panels * PANEL][STRIP].
 template <int BITS, int TURNS>
-void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* out) {
+void strip_of(const Panels& x, const Weights& w, const Strips& strips, long strip, long first, long last, float* out) {
     constexpr long SIZE = TURNS * TURN;
-    const long bytes = x.inputs * BITS / 8;
     auto codes = buffer<__m512i>(SIZE / 2 * WIDE);
     auto sums = buffer<int32_t[PANEL][LANES]>(2);
-    const Factors factors(w, output, columns, x.groups());
+    const Factors factors(w, strips, strip);
     for (long g = 0; g < x.groups(); g += 2) {
         const long inputs = std::min(2 * SIZE, x.inputs - g * SIZE);
-        expand<BITS>(w.codes + output * bytes + g * SIZE * BITS / 8, bytes, columns, inputs, SIZE / 2, codes.get());
+        expand<BITS>(w, strips, strip, g * SIZE, inputs, SIZE / 2, codes.get());
         for (long p = first; p < last; ++p) {
             const auto group = [&](long tokens, long i) {
                 const long at = x.at(tokens, p), factor = (g + i) * STRIP;
@@ -167,10 +126,12 @@ void strip_of(const Panels& x, const Weights& w, long output, long columns, long
     }
 }
 
-template <int BITS>
-void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* out) {
-    if (x.group == TURN) strip_of<BITS, 1>(x, w, output, columns, first, last, out);
-    else strip_of<BITS, 2>(x, w, output, columns, first, last, out);
+template <int BITS, class Done>
+void product_of(const Panels& x, const Weights& w, const Strips& strips, long first, long last, Done done) {
+    strip_by_strip(x, first, last, [&](long strip, long from, long to, float* sums) {
+        if (x.group == TURN) strip_of<BITS, 1>(x, w, strips, strip, from, to, sums);
+        else strip_of<BITS, 2>(x, w, strips, strip, from, to, sums);
+    }, done);
 }
 
 }  // namespace

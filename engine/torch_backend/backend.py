@@ -8,7 +8,7 @@ import ctypes
 import gc
 import os
 import platform
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -174,20 +174,16 @@ class Model:
         self, module: nn.Module, part: products.Part, data_dir: Path, hardware: Hardware, trial: bool
     ) -> Admission | None:
         quantization = (self.pack.transformer if part == "transformer" else self.pack.text_encoder).quantization
-        found = {name: products.errors(data_dir, self.pack, name, part) for name in products.PASSES}
-        if quantization is None or not (trial or any(found.values())):
+        tried = {name: products.errors(data_dir, self.pack, name, part) for name in products.PASSES}
+        found = {name: errors for name, errors in tried.items() if errors}
+        if quantization is None or not (trial or found):
             return None
-        passes: Any = None
         if next(module.parameters()).device.type == "cuda":
-            if (passes := triton_passes.chosen(data_dir, hardware)) is None:
-                return None
+            passes: Sequence[Any] = triton_passes.chosen(data_dir, hardware)
         else:
-            passes = kernels.chosen(data_dir, hardware, quantization.group_size)
-        name = passes.name if passes else TorchPasses.name
-        if found[name] is None and not trial:
-            return None
-        keep = partial(products.keep_errors, data_dir, self.pack, passes=name, part=part)
-        made = Admission(module, found[name], passes=passes, keep=keep)
+            passes = kernels.chosen(data_dir, hardware, quantization.group_size) or [TorchPasses()]
+        keep = partial(products.keep_errors, data_dir, self.pack, part=part)
+        made = Admission(module, passes, found, keep=keep, trial=trial)
         return made if made.layers else None
 
     def denoised(self, request: Request, embeddings: Tensor, device: torch.device, check: Check) -> Iterator[Tensor]:
@@ -351,7 +347,8 @@ class TorchBackend:
         """How fast this processor multiplies a pack's layers."""
         if (quantization := pack.transformer.quantization) is None:
             return measure()
-        return measure(kernels.chosen(self.data_dir, self.hardware, quantization.group_size), quantization.group_size)
+        passes = kernels.chosen(self.data_dir, self.hardware, quantization.group_size)
+        return measure(passes[0] if passes else None, quantization.group_size)
 
     def _open(self, folder: Path) -> Model:
         if self._model is not None and self._model.pack.folder == folder:

@@ -12,7 +12,7 @@ transformer.py takes 258 kB. torch's passes add 15 kB: integer sums, weights and
 """
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def layers(module: nn.Module) -> list[nn.Module]:
 
 
 class Modulated(Source):
-    """(1 + scale) * norm(x) + shift of rows x [M, D], which must not change before `tokens` was read."""
+    """(1 + scale) * norm(x) + shift of rows x [M, D], which must not change before all its layers were served."""
 
     def __init__(self, admission: Admission, x: Tensor, norm: nn.LayerNorm, modulation: Modulation) -> None:
         super().__init__(admission, x)
@@ -62,9 +62,8 @@ class Modulated(Source):
     def floats(self, wanted: Any = slice(None)) -> Tensor:
         return modulate(self.norm, self.x[wanted][None], self.modulation)[0]
 
-    @cached_property
-    def tokens(self) -> Any:
-        return self.admission.passes.modulate(self.x, self.modulation, self.norm.eps)
+    def _quantized(self, passes: Any) -> Any:
+        return passes.modulate(self.x, self.modulation, self.norm.eps)
 
 
 def double_block(

@@ -1,6 +1,6 @@
 // The passes of a transformer block over int8 tokens and 1-, 2- or 4-bit weights, for x86 processors.
 //
-// kernels.py builds this file with one of its units (amx.h, vnni.h), checks it against torch and calls it through
+// kernels.py builds this file with one of its units (folded.h, amx.h, vnni.h), checks it against torch and calls it through
 // ctypes. Every function works on a range of its rows, panels or strips, so that threads share the work by taking
 // ranges; none keeps or allocates anything shared.
 //
@@ -15,7 +15,7 @@
 //           centre of -1; a bias is held against that centre.
 //   strip   STRIP outputs side by side, their codes expanded to bytes for some inputs at a time.
 
-#include UNIT  // "amx.h" or "vnni.h"
+#include UNIT  // "folded.h", "amx.h" or "vnni.h"
 
 namespace {
 
@@ -42,10 +42,17 @@ void quantize_row(const Panels& to, long m, const float* x) {
     }
 }
 
-void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
-    if (w.bits == 1) return strip_of<1>(x, w, output, columns, first, last, sums);
-    if (w.bits == 4) return strip_of<4>(x, w, output, columns, first, last, sums);
-    strip_of<2>(x, w, output, columns, first, last, sums);
+// Strips [first, last) times all tokens; `done(strip, token, sums)` is told of every token's sums [STRIP].
+template <class Done>
+void multiply(const Panels& x, const Weights& w, const Strips& strips, long first, long last, Done done) {
+    const Unit unit;
+    const auto panel_done = [&](long strip, long panel, const float* sums) {
+        for (long m = panel * PANEL; m < std::min((panel + 1) * PANEL, x.count); ++m, sums += STRIP)
+            done(strip, m, sums);
+    };
+    if (w.bits == 1) product_of<1>(x, w, strips, first, last, panel_done);
+    else if (w.bits == 4) product_of<4>(x, w, strips, first, last, panel_done);
+    else product_of<2>(x, w, strips, first, last, panel_done);
 }
 
 // x / (1 + exp(-x)), to 1e-6 of its value; exp(r * ln 2) as a power of two times a polynomial, so that loops vectorise.
@@ -91,18 +98,19 @@ extern "C" {
 long allowed() { return permitted(); }
 long panel_tokens() { return PANEL; }
 long strip_outputs() { return STRIP; }
+long folded_groups() { return FOLD; }
 
 // Panels [first, last) of x [M, K], rows `stride` floats apart.
 void quantize(const float* x, long stride, long count, long inputs, long group, long first, long last, int8_t* values,
               float* steps, int32_t* offsets) {
-    const Panels to{values, steps, offsets, count, inputs, group};
+    const Panels to{values, steps, offsets, count, inputs, group * FOLD};
     for (long m = first * PANEL; m < last * PANEL; ++m) quantize_row(to, m, m < count ? x + m * stride : nullptr);
 }
 
 // The same of (1 + scale) * (x - mean) / deviation + shift, each token with its own mean and deviation.
 void modulate(const float* x, long stride, const float* scale, const float* shift, float eps, long count, long inputs,
               long group, long first, long last, int8_t* values, float* steps, int32_t* offsets) {
-    const Panels to{values, steps, offsets, count, inputs, group};
+    const Panels to{values, steps, offsets, count, inputs, group * FOLD};
     auto row = buffer<float>(inputs);
     for (long m = first * PANEL; m < last * PANEL; ++m) {
         const float* in = x + m * stride;
@@ -126,27 +134,19 @@ void modulate(const float* x, long stride, const float* scale, const float* shif
 void product(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
              const uint8_t* codes, const float* scales, const float* biases, long outputs, int bits, long first,
              long last, const float* gate, float* out, long stride) {
-    const Panels x{values, steps, offsets, count, inputs, group};
-    const Weights w{codes, scales, biases, outputs, bits};
-    const Unit unit;
-    const long panels = x.panels();
-    auto sums = buffer<float>(std::min(panels, PANELS) * PANEL * STRIP);
-    for (long p = 0; p < panels; p += PANELS)
-        for (long n = first * STRIP; n < std::min(last * STRIP, outputs); n += STRIP) {
-            const long columns = std::min(STRIP, outputs - n), end = std::min(p + PANELS, panels);
-            strip_of(x, w, n, columns, p, end, sums.get());
-            for (long m = p * PANEL; m < std::min(end * PANEL, count); ++m) {
-                const float* in = sums.get() + (m - p * PANEL) * STRIP;
-                float* to = out + m * stride + n;
-                if (gate)
+    const Panels x{values, steps, offsets, count, inputs, group * FOLD};
+    const Weights w{codes, scales, biases, outputs, inputs, group, bits};
+    multiply(x, w, Strips{outputs, 1}, first, last, [&](long strip, long m, const float* sums) {
+        const long n = strip * STRIP, columns = std::min(STRIP, outputs - n);
+        float* to = out + m * stride + n;
+        if (gate)
 #pragma omp simd
-                    for (long c = 0; c < columns; ++c) to[c] += gate[n + c] * in[c];
-                else if (columns == STRIP && reinterpret_cast<uintptr_t>(to) % 64 == 0)  // past the caches
-                    for (long c = 0; c < STRIP; c += LANES) _mm512_stream_ps(to + c, _mm512_load_ps(in + c));
-                else
-                    std::memcpy(to, in, columns * sizeof(float));
-            }
-        }
+            for (long c = 0; c < columns; ++c) to[c] += gate[n + c] * sums[c];
+        else if (columns == STRIP && reinterpret_cast<uintptr_t>(to) % 64 == 0)  // past the caches
+            for (long c = 0; c < STRIP; c += LANES) _mm512_stream_ps(to + c, _mm512_load_ps(sums + c));
+        else
+            std::memcpy(to, sums, columns * sizeof(float));
+    });
     _mm_sfence();
 }
 
@@ -154,24 +154,15 @@ void product(int8_t* values, float* steps, int32_t* offsets, long count, long in
 void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
            const uint8_t* codes, const float* scales, const float* biases, long outputs, int bits, long first,
            long last, float* out, long stride) {
-    const Panels x{values, steps, offsets, count, inputs, group};
-    const Weights w{codes, scales, biases, outputs, bits};
-    const Unit unit;
-    const long panels = x.panels(), half = outputs / 2, most = std::min(panels, PANELS) * PANEL;
-    auto sums = buffer<float>(2 * most * STRIP);
-    float *gates = sums.get(), *others = gates + most * STRIP;
-    for (long p = 0; p < panels; p += PANELS)
-        for (long n = first * STRIP; n < std::min(last * STRIP, half); n += STRIP) {
-            const long columns = std::min(STRIP, half - n), end = std::min(p + PANELS, panels);
-            strip_of(x, w, n, columns, p, end, gates);
-            strip_of(x, w, half + n, columns, p, end, others);
-            for (long m = p * PANEL; m < std::min(end * PANEL, count); ++m) {
-                const long at = (m - p * PANEL) * STRIP;
-                float* to = out + m * stride + n;
+    constexpr long HALF = STRIP / 2;
+    const Panels x{values, steps, offsets, count, inputs, group * FOLD};
+    const Weights w{codes, scales, biases, outputs, inputs, group, bits};
+    multiply(x, w, Strips{outputs, 2}, first, last, [&](long strip, long m, const float* sums) {
+        const long n = strip * HALF, columns = std::min(HALF, outputs / 2 - n);
+        float* to = out + m * stride + n;
 #pragma omp simd
-                for (long c = 0; c < columns; ++c) to[c] = silu(gates[at + c]) * others[at + c];
-            }
-        }
+        for (long c = 0; c < columns; ++c) to[c] = silu(sums[c]) * sums[HALF + c];
+    });
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.

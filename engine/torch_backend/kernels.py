@@ -1,9 +1,10 @@
 """The passes of passes.py compiled from kernels.cpp: built once on a machine with a C++ compiler, then loaded.
 
-How a product is made differs by processor (UNITS, the fastest first), what it gives doesn't. The library lies in a
-folder of the caller's, under a name made of the source, the compiler and the processor, so that a change of any of them
-builds another one. Before it is used it has to agree with torch (`_check`); whatever goes wrong on the way is a
-sentence, and whoever asked takes torch's passes instead. Nothing is built or loaded by importing this.
+How a product is made differs by processor (UNITS, the fastest first), what it gives doesn't; one that rounds more and
+is faster (FOLDED) stands before it where there is one. A library lies in a folder of the caller's, under a name made of
+the source, the compiler and the processor, so that a change of any of them builds another one. Before it is used it has
+to agree with torch (`_check`); whatever goes wrong on the way is a sentence, and whoever asked takes torch's passes
+instead. Nothing is built or loaded by importing this.
 """
 
 import ctypes
@@ -52,6 +53,7 @@ UNITS = (
     Unit("amx.h", "AMX", "amx_int8", range(64, 129, 64)),
     Unit("vnni.h", "AVX-512 VNNI", "avx512_vnni", range(32, 1025, 32)),
 )
+FOLDED = Unit("folded.h", "AMX with scales folded", "amx_int8", range(128, 129))
 
 
 class Panels(NamedTuple):
@@ -78,11 +80,11 @@ class Codes(NamedTuple):
 
 
 class Kernels:
-    """See TorchPasses for what each method does. Codes and scales are exact here, and a token has a step of its own for
-    every group of its inputs: only that rounding is left. Nothing of a layer is kept: codes and scales are read where
-    they lie. A token takes a byte for each input and 8 for each group of them, a thread 0.9 MB while it multiplies."""
+    """See TorchPasses for what each method does. "compiled": codes and scales are exact, and a token has a step of its
+    own for every group of its inputs, so that only that rounding is left. "folded": `fold` groups share a step, and
+    their scales are 127ths of the largest of them. Nothing of a layer is kept: codes and scales are read in place.
+    A token takes a byte for each input and 8 for each step, a thread 0.9 MB while it multiplies (folded: 3.6)."""
 
-    name = "compiled"
     dtype = torch.float32
     device = torch.device("cpu")
     by_head = True
@@ -93,15 +95,17 @@ class Kernels:
         self.unit = unit
         self.scratch = Scratch()  # theirs who call: nothing is kept here
         self._library = library
-        self.group = group
+        self.group, self.fold = group, library.folded_groups()
+        self.name = "folded" if self.fold > 1 else "compiled"
         self._panel, self._strip = library.panel_tokens(), library.strip_outputs()
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
 
     def bears(self, layer: PackedLinear) -> bool:
-        """Any 4-bit layer, fewer bits where the biases follow from the scales."""
-        fits = layer.bits == 4 or layer.centre is not None
-        fits = fits and layer.features == layer.scales.shape[1] * self.group
+        """Any 4-bit layer that is not folded, fewer bits where the biases follow from the scales."""
+        fits = layer.centre is not None or (layer.bits == 4 and self.fold == 1)
+        groups = layer.scales.shape[1]
+        fits = fits and groups % self.fold == 0 and layer.features == groups * self.group
         return fits and layer.weight.device.type == "cpu"
 
     def weights(self, layer: PackedLinear) -> Codes:
@@ -128,14 +132,14 @@ class Kernels:
         return tokens
 
     def multiply(self, x: Panels, w: Codes, out: Tensor) -> None:
-        self._product(self._library.product, x, w, len(w.codes), (None, _at(out), out.stride(0)))
+        self._product(self._library.product, x, w, (None, _at(out), out.stride(0)))
 
     def gate(self, x: Panels, w: Codes, out: Tensor) -> None:
-        self._product(self._library.gated, x, w, len(w.codes) // 2, (_at(out), out.stride(0)))
+        self._product(self._library.gated, x, w, (_at(out), out.stride(0)))
 
     def add(self, x: Panels, w: Codes, gate: Tensor, out: Tensor) -> None:
         gate = _floats(gate)
-        self._product(self._library.product, x, w, len(w.codes), (_at(gate), _at(out), out.stride(0)))
+        self._product(self._library.product, x, w, (_at(gate), _at(out), out.stride(0)))
 
     def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
         weight = _floats(weight)
@@ -145,12 +149,12 @@ class Kernels:
             (out.dtype == torch.bfloat16, _at(out), out.stride(0), out.stride(1)),
         )  # fmt: skip
 
-    def _product(self, run: Callable[..., None], x: Panels, w: Codes, outputs: int, result: tuple[Any, ...]) -> None:
+    def _product(self, run: Callable[..., None], x: Panels, w: Codes, result: tuple[Any, ...]) -> None:
         scales = w.scales.float().contiguous()
         biases = None if w.biases is None else w.biases.float().contiguous()
         layer = (_at(w.codes), _at(scales), None if biases is None else _at(biases), len(w.codes), w.bits)
         tokens = (*map(_at, x[:3]), x.tokens, x.inputs, self.group)
-        self._each(-(-outputs // self._strip), run, (*tokens, *layer), result)
+        self._each(-(-len(w.codes) // self._strip), run, (*tokens, *layer), result)
 
     def _each(self, count: int, run: Callable[..., None], before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
         """`run` on `count` rows, panels or strips, shared among the threads; ctypes lets go of Python meanwhile."""
@@ -166,24 +170,30 @@ class Kernels:
 
     def _empty(self, count: int, inputs: int) -> Panels:
         rows = self._panels(count) * self._panel
-        steps = rows * inputs // self.group
+        steps = rows * inputs // (self.group * self.fold)
         return Panels(
             torch.empty(rows * inputs, dtype=torch.int8), torch.empty(steps), torch.empty(steps, dtype=torch.int32),
             count, inputs,
         )  # fmt: skip
 
 
-def chosen(data_dir: Path, hardware: Hardware, group: int) -> Kernels | None:
-    """The compiled passes where they can be had, built into the data folder; `doctor` says which, or why not."""
+def chosen(data_dir: Path, hardware: Hardware, group: int) -> list[Kernels]:
+    """The compiled passes that can be had, those preferred first, built into the data folder; `doctor` says which, or
+    why there are none."""
+    folder, found = data_dir / "kernels", []
     try:
-        kernels = load(data_dir / "kernels", hardware, group)
-        words = f"int8 passes compiled by {kernels.compiler} for {kernels.unit.name}"
+        found.append(exact := load(folder, hardware, group))
+        words = f"int8 passes for groups of {group}, compiled by {exact.compiler} for {exact.unit.name}"
+        if exact.unit.feature == FOLDED.feature:
+            found.insert(0, load(folder, hardware, group, [FOLDED]))
+            words += f", the scales of {found[0].fold} groups folded where a layer bears it"
     except Unavailable as reason:
-        kernels, words = None, f"int8 passes in torch, without compiled ones: {reason}"
-    key = f"int8 passes on {hardware.name}"
+        if not found:
+            words = f"int8 passes for groups of {group} in torch, without compiled ones: {reason}"
+    key = f"int8 passes on {hardware.name}, groups of {group}"
     if measured.recall(data_dir).get(key) != {"sentence": words}:
         measured.keep(data_dir, key, {"sentence": words})
-    return kernels
+    return found
 
 
 def load(folder: Path, hardware: Hardware, group: int, units: Sequence[Unit] = UNITS) -> Kernels:
@@ -231,7 +241,7 @@ def find_compiler() -> tuple[str, str]:
 
 def build(folder: Path, compiler: str, version: str, hardware: Hardware, unit: Unit) -> Path:
     """The library in `folder`, compiled if it isn't there. Raises Unavailable."""
-    sources = [SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, unit.file, "panels.h")]
+    sources = [SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, unit.file, "panels.h", "tiles.h")]
     circumstances = (*sources, FLAGS, compiler, version, hardware.name, sorted(hardware.features))
     library = folder / f"kernels-{hashlib.sha256(repr(circumstances).encode()).hexdigest()[:16]}.so"
     if library.exists():
@@ -264,7 +274,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
     tokens, product = "ppp", "pppnnn pppni nn"
     for name, signature in {
-        "allowed": "", "panel_tokens": "", "strip_outputs": "",
+        "allowed": "", "panel_tokens": "", "strip_outputs": "", "folded_groups": "",
         "quantize": "pnnnn nn" + tokens,
         "modulate": "pnppfnnn nn" + tokens,
         "product": product + "ppn",
@@ -302,18 +312,24 @@ def _check(kernels: Kernels, group: int) -> None:
         if not off <= bound:
             raise Unavailable(f"{what} by the compiled library is {off:.2%} off")
 
-    tokens, inputs, outputs = 37, 5 * group, 150
+    fold = kernels.fold
+    tokens, groups, outputs = 37, 7 * fold, 150
+    inputs = groups * group
     x = normal(tokens, inputs) * normal(tokens, 1).exp()
     modulation = Modulation(normal(inputs), normal(inputs), normal(outputs))
     modulated = F.layer_norm(x, (inputs,), eps=1e-6) * (1 + modulation.scale) + modulation.shift
     for bits, centre in ((1, -0.5), (2, -1.0), (4, None)):
+        if bits == 4 and fold > 1:
+            continue
         packed = torch.randint(0, 256, (outputs, inputs * bits // 8), generator=random, dtype=torch.uint8)
-        scales = normal(outputs, 5).abs() + 0.5
-        biases = normal(outputs, 5) - 8 * scales
+        if fold > 1 and bits == 2:
+            packed &= ~(packed >> 1 & 0b01010101)  # no code of 3, which nothing ternary has
+        scales = normal(outputs, groups).abs() + 0.5
+        biases = normal(outputs, groups) - 8 * scales
         w = Codes(packed, scales, biases if bits == 4 else None, bits)
-        dense = expand(packed, scales, biases, bits, torch.float32, centre)
+        dense = expand(packed, rounded(scales, fold) if fold > 1 else scales, biases, bits, torch.float32, centre)
         for source, panels in ((x, kernels.quantize(x)), (modulated, kernels.modulate(x, modulation, 1e-6))):
-            exact = rounded(source, group) @ dense.T
+            exact = rounded(source, group * fold) @ dense.T
             out = torch.empty(tokens, outputs)
             kernels.multiply(panels, w, out)
             held("a product", out, exact)
@@ -334,7 +350,7 @@ def _check(kernels: Kernels, group: int) -> None:
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
-    """What int8 leaves of x [M, K]: each group of a token in 127 steps of its largest value."""
+    """What int8 leaves of x [M, K]: each group of a row in 127 steps of its largest value."""
     parts = x.unflatten(1, (-1, group))
     steps = parts.abs().amax(-1, keepdim=True) / 127
     return ((parts / steps).round() * steps).flatten(1)

@@ -1,7 +1,7 @@
 // What the units of kernels.cpp share: tokens as the product reads them, and the numbers of a packed layer.
 //
-// A unit is a file with the product for one kind of processor. It says how many tokens lie side by side (PANEL) and
-// includes this.
+// A unit is a file with the product for one kind of processor. It says how many tokens and outputs lie side by side
+// (PANEL, STRIP) and how many groups share a sum (FOLD), and includes this.
 
 #include <immintrin.h>
 
@@ -15,7 +15,6 @@
 namespace {
 
 constexpr long LANES = 16;  // 32-bit numbers in a register
-constexpr long STRIP = 64;  // outputs side by side: four registers
 constexpr long WIDE = STRIP / LANES;
 constexpr float STEPS = 127;
 
@@ -40,34 +39,55 @@ struct Weights {
     const uint8_t* codes;  // [N][K * bits / 8]
     const float* scales;   // [N][G]
     const float* biases;   // the same, null for centred codes
-    long outputs;
+    long outputs, inputs, group;
     int bits;
+
+    long groups() const { return inputs / group; }
+    long bytes() const { return inputs * bits / 8; }
 };
 
-// What the sums of a strip are multiplied by, for each group [G + 1][STRIP]: its scales, and what its biases are away
-// from the centre. Outputs that do not exist repeat the last one, a group too many counts as nothing.
-struct Factors {
-    Buffer<float> scales, shifts;
+// LANES outputs of a strip: the first of them, and where those of their kind end. What would lie behind repeats the last.
+struct Column {
+    long output, end;
 
-    Factors(const Weights& w, long output, long columns, long groups)
-        : scales(buffer<float>((groups + 1) * STRIP)), shifts(buffer<float>((groups + 1) * STRIP)) {
-        std::fill_n(scales.get() + groups * STRIP, STRIP, 0);
-        std::fill_n(shifts.get() + groups * STRIP, STRIP, 0);
-        for (long g = 0; g < groups; ++g)
-            for (long n = 0; n < STRIP; ++n) {
-                const long at = (output + std::min(n, columns - 1)) * groups + g;
-                scales[g * STRIP + n] = w.scales[at] * (w.bits == 1 ? .5f : 1.f);
-                if (w.bits == 4) shifts[g * STRIP + n] = w.biases[at] + w.scales[at];
-            }
+    // Where their rows begin, which are `stride` apart.
+    __m512i rows(long stride) const {
+        alignas(64) int32_t starts[LANES];
+        for (long n = 0; n < LANES; ++n) starts[n] = static_cast<int32_t>(std::min(n, end - 1 - output) * stride);
+        return _mm512_load_si512(starts);
     }
 };
 
-// Where the rows of LANES outputs begin, in bytes.
-inline __m512i rows(long output, long columns, long stride) {
-    alignas(64) int32_t starts[LANES];
-    for (long n = 0; n < LANES; ++n) starts[n] = static_cast<int32_t>(std::min(output + n, columns - 1) * stride);
-    return _mm512_load_si512(starts);
-}
+// Which outputs the strips of a layer have: STRIP after another or, of a layer in two halves, STRIP / 2 of each.
+struct Strips {
+    long outputs, halves;
+
+    Column column(long strip, long c) const {
+        const long wide = WIDE / halves, end = outputs / halves * (c / wide + 1);
+        return {std::min(end - outputs / halves + strip * wide * LANES + c % wide * LANES, end - 1), end};
+    }
+};
+
+// What the sums of a strip are multiplied by, for each group [G + 1][STRIP]: its scales, and what its biases are away
+// from the centre. A group too many counts as nothing.
+struct Factors {
+    Buffer<float> scales, shifts;
+
+    Factors(const Weights& w, const Strips& strips, long strip)
+        : scales(buffer<float>((w.groups() + 1) * STRIP)), shifts(buffer<float>((w.groups() + 1) * STRIP)) {
+        const long groups = w.groups();
+        std::fill_n(scales.get() + groups * STRIP, STRIP, 0);
+        std::fill_n(shifts.get() + groups * STRIP, STRIP, 0);
+        for (long n = 0; n < STRIP; ++n) {
+            const Column column = strips.column(strip, n / LANES);
+            const long first = std::min(column.output + n % LANES, column.end - 1) * groups;
+            for (long g = 0; g < groups; ++g) {
+                scales[g * STRIP + n] = w.scales[first + g] * (w.bits == 1 ? .5f : 1.f);
+                if (w.bits == 4) shifts[g * STRIP + n] = w.biases[first + g] + w.scales[first + g];
+            }
+        }
+    }
+};
 
 // A token's sums of a group of inputs with LANES outputs, scaled and added to what was there.
 template <bool BIASED>
@@ -76,6 +96,19 @@ inline __m512 scaled(__m512i sums, float step, int32_t offset, const float* scal
     if (BIASED) before = _mm512_fmadd_ps(_mm512_set1_ps(step * -offset), _mm512_load_ps(shifts), before);
     const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(step), _mm512_load_ps(scales));
     return _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums), before);
+}
+
+// Strips [first, last) times all panels, PANELS of them at a time, by `strip_of`; `done(strip, panel, sums)` is told of
+// every panel's sums [PANEL][STRIP].
+template <class StripOf, class Done>
+void strip_by_strip(const Panels& x, long first, long last, StripOf strip_of, Done done) {
+    auto sums = buffer<float>(std::min(x.panels(), PANELS) * PANEL * STRIP);
+    for (long p = 0; p < x.panels(); p += PANELS)
+        for (long strip = first; strip < last; ++strip) {
+            const long end = std::min(p + PANELS, x.panels());
+            strip_of(strip, p, end, sums.get());
+            for (long panel = p; panel < end; ++panel) done(strip, panel, sums.get() + (panel - p) * PANEL * STRIP);
+        }
 }
 
 }  // namespace

@@ -70,14 +70,12 @@ class TorchPasses:
 
     def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
         """RMS norm of every head, then its pairs turned by their token's angle: x and out [M, heads, size]."""
-        weight = weight.float()
+        weight, angles = weight.float(), torch.complex(rotary.cos, rotary.sin)[:, None]
         for start in range(0, len(x), TOKENS):
             rows = slice(start, start + TOKENS)
-            real, imag = F.rms_norm(x[rows], x.shape[-1:], weight, eps).unflatten(-1, (-1, 2)).unbind(-1)
-            cos, sin = rotary.cos[rows, None], rotary.sin[rows, None]
-            turned = out[rows].unflatten(-1, (-1, 2))
-            torch.mul(real, cos, out=turned[..., 0]).sub_(imag * sin)
-            torch.mul(imag, cos, out=turned[..., 1]).add_(real * sin)
+            normed = F.rms_norm(x[rows], x.shape[-1:], weight, eps)
+            # as complex numbers: a third of the time that four products of every other number take
+            torch.mul(_pairs(normed), angles[rows], out=_pairs(out[rows]))
 
     def _tile(self, x: Int8Tokens, w: Int8Weights, rows: slice) -> Tensor:
         """Some outputs of a product, in a buffer that the next tile overwrites."""
@@ -85,6 +83,11 @@ class TorchPasses:
         out = out.view(len(x.values), -1)
         int8.multiply_into(x, w, rows, out, self.scratch)
         return out
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Neighbouring features [.., size] as complex numbers [.., size / 2], where they lie."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def tiles(outputs: int) -> list[slice]:

@@ -145,14 +145,14 @@ class TritonPasses:
         return Int8Tokens(values, torch.empty(chunks, count, device=self.device).t())
 
 
-def chosen(data_dir: Path, hardware: Hardware) -> TritonPasses | None:
-    """The passes where this card can have them; `doctor` says so, or why not."""
+def chosen(data_dir: Path, hardware: Hardware) -> list[TritonPasses]:
+    """The passes where this card can have them, else none; `doctor` says so, or why not."""
     why = fault()
     words = f"int8 passes in Triton: {why or 'they agree with torch'}"
     key = f"int8 passes on {hardware.name}"
     if measured.recall(data_dir).get(key) != {"sentence": words}:
         measured.keep(data_dir, key, {"sentence": words})
-    return None if why else TritonPasses(torch.device("cuda"))
+    return [] if why else [TritonPasses(torch.device("cuda"))]
 
 
 @cache

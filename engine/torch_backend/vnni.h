@@ -4,6 +4,8 @@
 //   strip   codes [K / 4][STRIP][4], expanded for BLOCK inputs at a time; unsigned, so a centre of -1 is in the offsets
 
 constexpr long PANEL = 6;     // 6 x 4 registers of sums, 4 of codes and one of values: 29 of 32
+constexpr long STRIP = 64;
+constexpr long FOLD = 1;
 constexpr long PANELS = 256;  // of sums at a time, 384 kB: they stay in the second-level cache
 constexpr long BLOCK = 512;   // inputs whose expanded codes, 32 kB, stay in the first-level cache beside the tokens
 
@@ -32,11 +34,14 @@ template <int BITS> __m512i spread(__m512i words) {
     return BITS == 1 ? _mm512_slli_epi32(bytes, 1) : bytes;
 }
 
-// `inputs` of the codes of `columns` outputs, whose rows lie `stride` bytes apart, as a strip.
-template <int BITS> void expand(const uint8_t* codes, long stride, long columns, long inputs, __m512i* strip) {
+// `inputs` of the codes of a strip, from `start` on.
+template <int BITS>
+void expand(const Weights& w, const Strips& strips, long number, long start, long inputs, __m512i* strip) {
     constexpr long WORD = 32 / BITS;  // codes
     for (long c = 0; c < WIDE; ++c) {
-        const __m512i index = rows(c * LANES, columns, stride);
+        const Column column = strips.column(number, c);
+        const __m512i index = column.rows(w.bytes());
+        const uint8_t* codes = w.codes + column.output * w.bytes() + start * BITS / 8;
         for (long k = 0; k < inputs; k += WORD) {
             __m512i words = _mm512_i32gather_epi32(index, codes + k * BITS / 8, 1);
             for (long q = 0; q < WORD / 4; ++q, words = _mm512_srli_epi32(words, 4 * BITS))
@@ -80,15 +85,15 @@ inline void multiply(const int8_t* values, const float* steps, const int32_t* of
         }
 }
 
-// Panels [first, last) times the `columns` outputs from `output` on -> sums [panels * PANEL][STRIP].
+// Panels [first, last) times a strip -> sums [panels * PANEL][STRIP].
 template <int BITS>
-void strip_of(const Panels& x, const Weights& w, long output, long columns, long first, long last, float* sums) {
-    const long bytes = x.inputs * BITS / 8, block = std::max(BLOCK / x.group, 1L) * x.group;
+void strip_of(const Panels& x, const Weights& w, const Strips& strips, long strip, long first, long last, float* sums) {
+    const long block = std::max(BLOCK / x.group, 1L) * x.group;
     auto codes = buffer<__m512i>(block * STRIP / 64);
-    const Factors factors(w, output, columns, x.groups());
+    const Factors factors(w, strips, strip);
     for (long start = 0; start < x.inputs; start += block) {
         const long inputs = std::min(block, x.inputs - start);
-        expand<BITS>(w.codes + output * bytes + start * BITS / 8, bytes, columns, inputs, codes.get());
+        expand<BITS>(w, strips, strip, start, inputs, codes.get());
         for (long p = first; p < last; ++p)
             for (long k = 0; k < inputs; k += x.group) {
                 const long g = (start + k) / x.group, at = x.at(g, p);
@@ -97,6 +102,13 @@ void strip_of(const Panels& x, const Weights& w, long output, long columns, long
                                     g == 0, sums + (p - first) * PANEL * STRIP);
             }
     }
+}
+
+template <int BITS, class Done>
+void product_of(const Panels& x, const Weights& w, const Strips& strips, long first, long last, Done done) {
+    strip_by_strip(x, first, last, [&](long strip, long from, long to, float* sums) {
+        strip_of<BITS>(x, w, strips, strip, from, to, sums);
+    }, done);
 }
 
 }  // namespace
