@@ -5,14 +5,15 @@
 // ranges; none keeps or allocates anything shared.
 //
 // A weight is code * scale + bias, with one scale and one bias for each `group` inputs of an output; for one and two
-// bits that is (code + centre) * scale, and no biases are given. The sums of codes times int8 values are exact; each group's
-// sum is scaled in float32 by the weight's scale and by the token's step in this group. So what is rounded is the
-// activations alone, to 127 steps of the largest of their token and group.
+// bits that is (code + centre) * scale, and no biases are given. A sum of codes times int8 values is exact, and is scaled
+// in float32 by the weights' scale and by the token's step. In most units it is of one group (FOLD = 1), so that what is
+// rounded is the activations alone, to 127 steps of the largest of their token and group. In folded.h it is of FOLD
+// groups: these share a step, and their scales are rounded too.
 //
-// Shapes: M tokens, K inputs, N outputs, G = K / group.
-//   panel   PANEL tokens side by side, P = M / PANEL rounded up: values of group after group, each in the unit's order;
-//           steps and offsets [G][P][PANEL]. An offset is minus the sum of the group's values, which stands for a
-//           centre of -1; a bias is held against that centre.
+// Shapes: M tokens, K inputs, N outputs, G = K / (group * FOLD).
+//   panel   PANEL tokens side by side, P = M / PANEL rounded up: values of sum after sum, each in the unit's order;
+//           steps and offsets [G][P][PANEL]. An offset is minus the sum of the values, which stands for a centre of -1;
+//           a bias is held against that centre.
 //   strip   STRIP outputs side by side, their codes expanded to bytes for some inputs at a time.
 
 #include UNIT  // "folded.h", "amx.h" or "vnni.h"
@@ -53,6 +54,14 @@ void multiply(const Panels& x, const Weights& w, const Strips& strips, long firs
     if (w.bits == 1) product_of<1>(x, w, strips, first, last, panel_done);
     else if (w.bits == 4) product_of<4>(x, w, strips, first, last, panel_done);
     else product_of<2>(x, w, strips, first, last, panel_done);
+}
+
+// The first `columns` of COUNT numbers to where they belong; all of them past the caches, where their lines begin there.
+template <long COUNT> inline void put(const float* from, long columns, float* to) {
+    if (columns == COUNT && reinterpret_cast<uintptr_t>(to) % 64 == 0)
+        for (long c = 0; c < COUNT; c += LANES) _mm512_stream_ps(to + c, _mm512_load_ps(from + c));
+    else
+        std::memcpy(to, from, columns * sizeof(float));
 }
 
 // x / (1 + exp(-x)), to 1e-6 of its value; exp(r * ln 2) as a power of two times a polynomial, so that loops vectorise.
@@ -142,10 +151,8 @@ void product(int8_t* values, float* steps, int32_t* offsets, long count, long in
         if (gate)
 #pragma omp simd
             for (long c = 0; c < columns; ++c) to[c] += gate[n + c] * sums[c];
-        else if (columns == STRIP && reinterpret_cast<uintptr_t>(to) % 64 == 0)  // past the caches
-            for (long c = 0; c < STRIP; c += LANES) _mm512_stream_ps(to + c, _mm512_load_ps(sums + c));
         else
-            std::memcpy(to, sums, columns * sizeof(float));
+            put<STRIP>(sums, columns, to);
     });
     _mm_sfence();
 }
@@ -159,10 +166,12 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
     const Weights w{codes, scales, biases, outputs, inputs, group, bits};
     multiply(x, w, Strips{outputs, 2}, first, last, [&](long strip, long m, const float* sums) {
         const long n = strip * HALF, columns = std::min(HALF, outputs / 2 - n);
-        float* to = out + m * stride + n;
+        alignas(64) float made[HALF];
 #pragma omp simd
-        for (long c = 0; c < columns; ++c) to[c] = silu(sums[c]) * sums[HALF + c];
+        for (long c = 0; c < HALF; ++c) made[c] = silu(sums[c]) * sums[HALF + c];
+        put<HALF>(made, columns, out + m * stride + n);
     });
+    _mm_sfence();
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.
