@@ -21,8 +21,8 @@ constexpr long COLUMNS = 3;               // of LANES outputs: a block, half a s
 constexpr long TURNS = 8;                 // tiles of inputs in a segment: groups are of 128
 constexpr long SEGMENT = TURNS * TURN;
 constexpr long BLOCK = COLUMNS * LANES * SEGMENT;  // bytes of codes
-constexpr long PART = 6 * SEGMENT;        // inputs that are expanded at a time
-constexpr long ROOM = 4 * STRIP * PART;   // 1.2 MB for codes: they stay in the second-level cache, beside the tokens
+constexpr long PART = 3 * SEGMENT;        // inputs that are expanded at a time
+constexpr long ROOM = 4 * STRIP * PART;   // 0.6 MB for codes: half of a second-level cache, if a neighbour has the other
 
 // `segments` of a strip's codes from segment `start` on, and of what their sums are multiplied by, [segments][STRIP].
 template <int BITS>
