@@ -83,7 +83,7 @@ class Kernels:
     """See TorchPasses for what each method does. "compiled": codes and scales are exact, and a token has a step of its
     own for every group of its inputs, so that only that rounding is left. "folded": `fold` groups share a step, and
     their scales are 127ths of the largest of them. Nothing of a layer is kept: codes and scales are read in place.
-    A token takes a byte for each input and 8 for each step, a thread 0.9 MB while it multiplies (folded: 3.6)."""
+    A token takes a byte for each input and 8 for each step, a thread 0.9 MB while it multiplies (folded: 3)."""
 
     dtype = torch.float32
     device = torch.device("cpu")
