@@ -17,48 +17,71 @@ constexpr long FOLD = 4;
 
 namespace {
 
-constexpr long COLUMNS = 3;               // of LANES outputs: a block, half a strip
-constexpr long TURNS = 8;                 // tiles of inputs in a segment: groups are of 128
+constexpr long COLUMNS = 3;  // of LANES outputs: a block, half a strip
+constexpr long TURNS = 8;    // tiles of inputs in a segment: groups are of 128
 constexpr long SEGMENT = TURNS * TURN;
 constexpr long BLOCK = COLUMNS * LANES * SEGMENT;  // bytes of codes
-constexpr long PART = 3 * SEGMENT;        // inputs that are expanded at a time
-constexpr long ROOM = 4 * STRIP * PART;   // 0.6 MB for codes: half of a second-level cache, if a neighbour has the other
+constexpr long PART = 3 * SEGMENT;                 // inputs that are expanded at a time
+constexpr long ROOM = 4 * STRIP * PART;            // 0.6 MB for codes: a neighbour may have half of the cache
+
+// How the codes of LANES outputs become bytes: their rows' places, and what to do with a word of them.
+template <int BITS> struct Folding {
+    const Weights& w;
+    const Column column;
+    const Words<BITS> words;
+    const __m512i rows, scale_rows, mask, place;
+
+    Folding(const Weights& w, const Column& column)
+        : w(w), column(column), rows(column.rows(w.bytes())), scale_rows(column.rows(w.groups())),
+          mask(_mm512_set1_epi8((1 << BITS) - 1)),
+          place(_mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0))) {}
+
+    __m512 scales(long g) const {
+        return _mm512_i32gather_ps(scale_rows, w.scales + column.output * w.groups() + g, 4);
+    }
+
+    __m512 largest(long segment) const {
+        __m512 found = _mm512_set1_ps(1e-37f);
+        for (long g = segment * FOLD; g < (segment + 1) * FOLD; ++g)
+            found = _mm512_max_ps(found, _mm512_abs_ps(scales(g)));
+        return found;
+    }
+
+    // What the codes of an output in this group stand for, in the bytes of its lane: -1 or 1 times its scale, of two bits
+    // -1, 0 or 1 times. Code 3, which nothing ternary has, counts as 0: the trial sees it.
+    __m512i table(long g, __m512 largest) const {
+        const __m512 steps = _mm512_div_ps(_mm512_mul_ps(scales(g), _mm512_set1_ps(STEPS)), largest);
+        const __m512i plus = _mm512_cvtps_epi32(steps), low = _mm512_set1_epi32(255);
+        const __m512i minus = _mm512_sub_epi32(_mm512_setzero_si512(), plus);
+        return (minus & low) | _mm512_slli_epi32(plus & low, BITS == 1 ? 8 : 16);
+    }
+
+    // A group's codes, from its input `at` of the segment on, into tiles COLUMNS apart.
+    void put(long g, __m512i table, long at, int8_t* tiles) const {
+        const uint8_t* from = w.codes + column.output * w.bytes() + g * w.group * BITS / 8;
+        for (long k = 0; k < w.group; k += words.CODES, at += words.CODES) {
+            const __m512i word = _mm512_i32gather_epi32(rows, from + k * BITS / 8, 1);
+            auto* to = reinterpret_cast<__m512i*>(tiles + at / TURN * COLUMNS * TILE + at % TURN * LANES);
+            for (long q = 0; q < words.CODES / 4; ++q)  // a shuffle reaches the tables of four outputs
+                to[q] = _mm512_shuffle_epi8(table, (words.four(word, q) & mask) | place);
+        }
+    }
+};
 
 // `segments` of a strip's codes from segment `start` on, and of what their sums are multiplied by, [segments][STRIP].
 template <int BITS>
 void expand(const Weights& w, const Strips& strips, long number, long start, long segments, int8_t* codes,
             float* scales) {
-    const Words<BITS> words;
-    alignas(64) uint8_t bytes[64];
-    for (int i = 0; i < 64; ++i) bytes[i] = i & 12;  // a shuffle reaches four outputs' tables of four entries
-    const __m512i mask = _mm512_set1_epi8((1 << BITS) - 1), place = _mm512_load_si512(bytes);
+    const __m512 unit = _mm512_set1_ps((BITS == 1 ? .5f : 1.f) / STEPS);
     for (long c = 0; c < WIDE; ++c) {
-        const Column column = strips.column(number, c);
-        const __m512i rows = column.rows(w.bytes()), scale_rows = column.rows(w.groups());
-        const uint8_t* from = w.codes + column.output * w.bytes();
-        const auto scale_of = [&](long g) {
-            return _mm512_i32gather_ps(scale_rows, w.scales + column.output * w.groups() + g, 4);
-        };
+        const Folding<BITS> folding(w, strips.column(number, c));
         for (long s = 0; s < segments; ++s) {
-            const long first = (start + s) * FOLD;
-            __m512 largest = _mm512_set1_ps(1e-37f);
-            for (long g = first; g < first + FOLD; ++g) largest = _mm512_max_ps(largest, _mm512_abs_ps(scale_of(g)));
-            const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(STEPS), largest);
-            _mm512_store_ps(scales + s * STRIP + c * LANES,
-                            _mm512_mul_ps(largest, _mm512_set1_ps((BITS == 1 ? .5f : 1.f) / STEPS)));
-            int8_t* to = codes + (c / COLUMNS * segments + s) * BLOCK + c % COLUMNS * TILE;
-            for (long g = first; g < first + FOLD; ++g) {
-                // the values of codes 0 and 1 or 0, 1 and 2, in the bytes of an output's lane
-                const __m512i plus = _mm512_cvtps_epi32(_mm512_mul_ps(scale_of(g), inverse)), low = _mm512_set1_epi32(255);
-                const __m512i minus = _mm512_sub_epi32(_mm512_setzero_si512(), plus);
-                const __m512i table = (minus & low) | _mm512_slli_epi32(plus & low, BITS == 1 ? 8 : 16);
-                for (long k = 0; k < w.group; k += words.CODES) {
-                    const __m512i word = _mm512_i32gather_epi32(rows, from + (g * w.group + k) * BITS / 8, 1);
-                    const long at = (g - first) * w.group + k;
-                    auto* tile = reinterpret_cast<__m512i*>(to + at / TURN * COLUMNS * TILE + at % TURN * LANES);
-                    for (long q = 0; q < words.CODES / 4; ++q)
-                        tile[q] = _mm512_shuffle_epi8(table, (words.four(word, q) & mask) | place);
-                }
+            const __m512 largest = folding.largest(start + s);
+            _mm512_store_ps(scales + s * STRIP + c * LANES, _mm512_mul_ps(largest, unit));
+            int8_t* tiles = codes + (c / COLUMNS * segments + s) * BLOCK + c % COLUMNS * TILE;
+            for (long i = 0; i < FOLD; ++i) {
+                const long g = (start + s) * FOLD + i;
+                folding.put(g, folding.table(g, largest), i * w.group, tiles);
             }
         }
     }
@@ -101,11 +124,12 @@ INLINE void segment(const int8_t* values, const int8_t* codes, const int8_t* nex
 #pragma GCC unroll 4
         for (long line = 0; line < 4; ++line) _mm_prefetch(next + (t * 4 + line) * 64, _MM_HINT_T1);
         load<6>(values + TILE);
-        dot<5, 6, 7>();
+        dot<5, 6, 7>();  // codes that are still there
         load<7>(codes + TILE), dot<4, 6, 7>();
         load<7>(codes), dot<3, 6, 7>();
     }
-    store<0>(tiles[0]), store<1>(tiles[1]), store<2>(tiles[2]), store<3>(tiles[3]), store<4>(tiles[4]), store<5>(tiles[5]);
+    store<0>(tiles[0]), store<1>(tiles[1]), store<2>(tiles[2]);
+    store<3>(tiles[3]), store<4>(tiles[4]), store<5>(tiles[5]);
 }
 
 // `segments` of panel `p`, from segment `start` on, times a strip -> out [PANEL][STRIP].
@@ -129,22 +153,23 @@ INLINE void panel_of(const Panels& x, long p, long start, long segments, const i
 template <int BITS, class Done>
 void strips_of(const Panels& x, const Weights& w, const Strips& strips, long first, long last, long from, long to,
                Done done) {
-    const long count = last - first, most = std::min(PART / SEGMENT, x.groups()), parts = (x.groups() + most - 1) / most;
+    const long count = last - first, most = std::min(PART / SEGMENT, x.groups());
+    const bool whole = most == x.groups();  // then no sums wait for others
     auto codes = buffer<int8_t>(count * most * 2 * BLOCK);
     auto scales = buffer<float>(count * most * STRIP);
     auto tiles = buffer<int32_t[16][LANES]>(2 * COLUMNS);
-    auto sums = buffer<float>((parts > 1 ? (to - from) * count : 1) * PANEL * STRIP);
+    auto sums = buffer<float>((whole ? 1 : (to - from) * count) * PANEL * STRIP);
+    const auto codes_of = [&](long i) { return codes.get() + i * most * 2 * BLOCK; };
+    const auto scales_of = [&](long i) { return scales.get() + i * most * STRIP; };
+    const long share = PANEL * SEGMENT / (2 * count);  // of the next panel, that a block fetches
     for (long start = 0; start < x.groups(); start += most) {
         const long segments = std::min(most, x.groups() - start);
-        for (long i = 0; i < count; ++i)
-            expand<BITS>(w, strips, first + i, start, segments, codes.get() + i * most * 2 * BLOCK,
-                         scales.get() + i * most * STRIP);
+        for (long i = 0; i < count; ++i) expand<BITS>(w, strips, first + i, start, segments, codes_of(i), scales_of(i));
         for (long p = from; p < to; ++p)
             for (long i = 0; i < count; ++i) {
-                float* out = sums.get() + (parts > 1 ? ((p - from) * count + i) * PANEL * STRIP : 0);
-                const long share = PANEL * SEGMENT / (2 * count);  // of the next panel, for every block
-                panel_of(x, p, start, segments, codes.get() + i * most * 2 * BLOCK, scales.get() + i * most * STRIP,
-                         PANEL * SEGMENT + 2 * i * share, share, tiles.get(), out);
+                float* out = sums.get() + (whole ? 0 : (p - from) * count + i) * PANEL * STRIP;
+                panel_of(x, p, start, segments, codes_of(i), scales_of(i), PANEL * SEGMENT + 2 * i * share, share,
+                         tiles.get(), out);
                 if (start + segments == x.groups()) done(first + i, p, out);
             }
     }
@@ -152,12 +177,13 @@ void strips_of(const Panels& x, const Weights& w, const Strips& strips, long fir
 
 template <int BITS, class Done>
 void product_of(const Panels& x, const Weights& w, const Strips& strips, long first, long last, Done done) {
-    if (BITS == 4) return;  // kernels.py knows
-    const long fit = std::max(ROOM / (STRIP * std::min(x.inputs, PART)), 1L);
-    const long panels = x.inputs > PART ? PANELS : x.panels();
-    for (long p = 0; p < x.panels(); p += panels)
-        for (long strip = first; strip < last; strip += fit)
-            strips_of<BITS>(x, w, strips, strip, std::min(strip + fit, last), p, std::min(p + panels, x.panels()), done);
+    const long fit = ROOM / (STRIP * std::min(x.inputs, PART)), panels = x.inputs > PART ? PANELS : x.panels();
+    if constexpr (BITS < 4)  // kernels.py gives no others
+        for (long p = 0; p < x.panels(); p += panels)
+            for (long strip = first; strip < last; strip += fit) {
+                const long strips_end = std::min(strip + fit, last), panels_end = std::min(p + panels, x.panels());
+                strips_of<BITS>(x, w, strips, strip, strips_end, p, panels_end, done);
+            }
 }
 
 }  // namespace

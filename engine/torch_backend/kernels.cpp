@@ -1,14 +1,14 @@
 // The passes of a transformer block over int8 tokens and 1-, 2- or 4-bit weights, for x86 processors.
 //
-// kernels.py builds this file with one of its units (folded.h, amx.h, vnni.h), checks it against torch and calls it through
-// ctypes. Every function works on a range of its rows, panels or strips, so that threads share the work by taking
-// ranges; none keeps or allocates anything shared.
+// kernels.py builds this file with one of its units (folded.h, amx.h, vnni.h), checks it against torch and calls it
+// through ctypes. Every function works on a range of its rows, panels or strips, so that threads share the work by
+// taking ranges; none keeps or allocates anything shared.
 //
 // A weight is code * scale + bias, with one scale and one bias for each `group` inputs of an output; for one and two
-// bits that is (code + centre) * scale, and no biases are given. A sum of codes times int8 values is exact, and is scaled
-// in float32 by the weights' scale and by the token's step. In most units it is of one group (FOLD = 1), so that what is
-// rounded is the activations alone, to 127 steps of the largest of their token and group. In folded.h it is of FOLD
-// groups: these share a step, and their scales are rounded too.
+// bits that is (code + centre) * scale, and no biases are given. A sum of codes times int8 values is exact, and is
+// scaled in float32 by the weights' scale and by the token's step. In most units it is of one group (FOLD = 1), so that
+// what is rounded is the activations alone, to 127 steps of the largest of their token and group. In folded.h it is of
+// FOLD groups: these share a step, and their scales are rounded too.
 //
 // Shapes: M tokens, K inputs, N outputs, G = K / (group * FOLD).
 //   panel   PANEL tokens side by side, P = M / PANEL rounded up: values of sum after sum, each in the unit's order;
@@ -56,7 +56,7 @@ void multiply(const Panels& x, const Weights& w, const Strips& strips, long firs
     else product_of<2>(x, w, strips, first, last, panel_done);
 }
 
-// The first `columns` of COUNT numbers to where they belong; all of them past the caches, where their lines begin there.
+// The first `columns` of COUNT numbers to where they belong; all of them past the caches, if whole lines are written.
 template <long COUNT> inline void put(const float* from, long columns, float* to) {
     if (columns == COUNT && reinterpret_cast<uintptr_t>(to) % 64 == 0)
         for (long c = 0; c < COUNT; c += LANES) _mm512_stream_ps(to + c, _mm512_load_ps(from + c));

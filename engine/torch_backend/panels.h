@@ -46,7 +46,7 @@ struct Weights {
     long bytes() const { return inputs * bits / 8; }
 };
 
-// LANES outputs of a strip: the first of them, and where those of their kind end. What would lie behind repeats the last.
+// LANES outputs of a strip: the first of them, and where those of their kind end; what lies behind repeats the last.
 struct Column {
     long output, end;
 

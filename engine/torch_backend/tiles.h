@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr long TURN = 64;           // inputs of one tile
-constexpr long TILE = 16 * TURN;    // bytes
+constexpr long TURN = 64;         // inputs of one tile
+constexpr long TILE = 16 * TURN;  // bytes
 
 // Linux has to be asked before a process may use tiles, for all of its threads.
 bool permitted() {
