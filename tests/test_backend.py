@@ -17,8 +17,10 @@ from engine import plan
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
 from engine.torch_backend import backend as backend_module
+from engine.torch_backend import model as model_module
 from engine.torch_backend import transformer
-from engine.torch_backend.backend import Model, TorchBackend, give_back
+from engine.torch_backend.backend import TorchBackend
+from engine.torch_backend.model import Model, give_back
 from engine.types import BadRequest, Cancelled, EngineError, Picture, Request, Step
 from tests.packs.writers import Dims, write_pack
 from tests.peak import PeakMemory
@@ -340,7 +342,7 @@ def test_out_of_memory_is_a_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     backend = TorchBackend(HARDWARE, packs)
-    monkeypatch.setattr(backend_module, "denoise", exhausted)
+    monkeypatch.setattr(model_module, "denoise", exhausted)
     with pytest.raises(EngineError, match="smaller size"):
         list(backend.generate(request_, never))
     monkeypatch.undo()

@@ -17,8 +17,8 @@ from engine.packs import open_pack
 from engine.plan import Plan
 from engine.torch_backend import fused, kernels, linear, measure
 from engine.torch_backend.admission import Admission
-from engine.torch_backend.backend import Model
 from engine.torch_backend.kernels import FOLDED, UNITS, Codes, Kernels, Unavailable, Unit
+from engine.torch_backend.model import Model
 from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
 

@@ -17,7 +17,7 @@ from engine.noise import noise
 from engine.packs import Component, Pack, open_pack
 from engine.plan import Plan
 from engine.prompt import Tokenizer
-from engine.torch_backend.backend import Model, denoise
+from engine.torch_backend.model import Model, denoise
 from engine.torch_backend.transformer import token_ids
 from tests.packs.writers import Dims, write_pack
 

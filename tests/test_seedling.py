@@ -131,7 +131,7 @@ def test_the_pack_holds_what_training_computed_with(made: tuple[Recipe, Path], v
 
 def test_the_backend_computes_what_training_computed(made: tuple[Recipe, Path]) -> None:
     """One velocity, from prompt to output: they differ by the bfloat16 rounding of norms and outer projections."""
-    from engine.torch_backend.backend import Model
+    from engine.torch_backend.model import Model
     from engine.torch_backend.transformer import token_ids
 
     module, model = trained(made, "ternary"), Model(made[1] / "seedling-ternary")

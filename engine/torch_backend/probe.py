@@ -9,7 +9,8 @@ from torch import Tensor
 from engine.hardware import detect
 from engine.packs import Pack
 from engine.plan import Plan
-from engine.torch_backend.backend import Model, TorchBackend, placed
+from engine.torch_backend.backend import TorchBackend
+from engine.torch_backend.model import Model, placed
 from engine.types import Picture, Request
 
 
