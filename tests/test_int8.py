@@ -146,6 +146,9 @@ def test_what_the_first_passes_may_not_do_the_next_ones_do(ternary: Path) -> Non
     Admission(only_torch, [TorchPasses()], {"torch": {"first": 0.0, "second": 0.0}})
     assert not later.trial and torch.equal(again.first(big), answer) and torch.equal(only_torch.first(big), answer)
     assert torch.equal(again.second(big), only_torch.second(big) * 1.1)
+    # on a machine without the rough ones that says nothing of the second layer: it is tried there
+    assert Admission(Pair(ternary), [TorchPasses()], kept).trial
+    assert not Admission(Pair(ternary), [Rough()], kept).trial
     untouched = Pair(ternary)
     assert not Admission(untouched, [TorchPasses()], {"rough": kept["rough"]}, trial=False).layers
     assert torch.equal(untouched.first(big), pair.first.plain(big))

@@ -36,8 +36,8 @@ class Admission:
         trial: bool = True,
     ) -> None:
         """Puts a twin before every packed layer that can have one by one of `passes`, those preferred first. The
-        `errors` that an earlier trial found with the first of them, and the others', make this one's; where there was
-        none, nothing is put anywhere without `trial`. `keep` is told what a trial found, and by which passes."""
+        `errors` of an earlier trial, by passes, make this one's if they say what every layer may do; else nothing is put
+        anywhere without `trial`. `keep` is told what a trial found, and by which passes."""
         self.bound = bound
         self._keep = keep
         self.overtaken = False
@@ -45,19 +45,19 @@ class Admission:
         packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
         # each reads the tokens and weights it made itself
         self.ways = [way for way in passes if any(map(way.bears, packed.values()))]
+        ways = {name: [way for way in self.ways if way.bears(layer)] for name, layer in packed.items()}
+        found = {name: _known(name, [way.name for way in ways[name]], errors or {}, bound) for name in packed}
+        self.trial = any(each is None for each in found.values())
         self.layers: dict[str, Int8Linear] = {}
-        known = errors or {}
-        self.trial = not any(way.name in known for way in self.ways[:1])
         if not self.ways or (self.trial and not trial):
             return
         self.passes: Any = self.ways[0]  # for everything but products
         self.scratch: int8.Scratch = self.passes.scratch
         for name, layer in packed.items():
-            if ways := [way for way in self.ways if way.bears(layer)]:
+            if ways[name]:
                 parent, _, child = name.rpartition(".")
-                self.layers[name] = twin = Int8Linear(layer, self, ways)
-                if not self.trial:
-                    twin.errors = {way.name: known.get(way.name, {}).get(name, HOPELESS) for way in ways}
+                self.layers[name] = twin = Int8Linear(layer, self, ways[name])
+                twin.errors = {} if self.trial else found[name] or {}
                 setattr(model.get_submodule(parent), child, twin)
 
     def errors(self) -> dict[str, float]:
@@ -94,6 +94,20 @@ class Admission:
         """A buffer for activations, in the passes' number format by default, that the next `take` of this name
         overwrites."""
         return self.scratch.take(name, torch.Size(shape).numel(), dtype or self.passes.dtype).view(shape)
+
+
+def _known(
+    layer: str, ways: Sequence[str], errors: Mapping[str, Mapping[str, float]], bound: float
+) -> dict[str, float] | None:
+    """What is known of a layer up to the first passes that it may be left to; None if that doesn't say which."""
+    found: dict[str, float] = {}
+    for way in ways:
+        if layer not in errors.get(way, {}):
+            return None
+        found[way] = errors[way][layer]
+        if found[way] <= bound:
+            break
+    return found
 
 
 class Source:
