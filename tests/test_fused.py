@@ -81,7 +81,7 @@ def with_int8(pack: Path, passes: Sequence[Any], fuse: bool = True, dtype: torch
 
 def test_what_torchs_passes_keep_is_what_the_plan_counts(tiny_packs: Path) -> None:
     pack = open_pack(tiny_packs / "ternary")
-    folded = [layer._ways[0][1] for layer in with_int8(pack.folder, [TorchPasses()]).layers.values()]
+    folded = [layer.ways[0][1] for layer in with_int8(pack.folder, [TorchPasses()]).layers.values()]
     kept = sum(weights.factors.nbytes + weights.steps.nbytes for weights in folded)
     plain, whole = (memory.need(pack, (64, 64), 16, "float32", cpu=True, tile=0, int8=on) for on in (False, True))
     assert whole.transformer - plain.transformer == kept > 0 and whole.denoising < plain.denoising

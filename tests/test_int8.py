@@ -149,6 +149,8 @@ def test_what_the_first_passes_may_not_do_the_next_ones_do(ternary: Path) -> Non
     # on a machine without the rough ones that says nothing of the second layer: it is tried there
     assert Admission(Pair(ternary), [TorchPasses()], kept).trial
     assert not Admission(Pair(ternary), [Rough()], kept).trial
+    # nor do the rough ones say what the next may do
+    assert Admission(Pair(ternary), [Rough(), TorchPasses()], {"rough": kept["rough"]}).trial
     untouched = Pair(ternary)
     assert not Admission(untouched, [TorchPasses()], {"rough": kept["rough"]}, trial=False).layers
     assert torch.equal(untouched.first(big), pair.first.plain(big))

@@ -36,8 +36,8 @@ class Admission:
         trial: bool = True,
     ) -> None:
         """Puts a twin before every packed layer that can have one by one of `passes`, those preferred first. The
-        `errors` of an earlier trial, by passes, make this one's if they say what every layer may do; else nothing is put
-        anywhere without `trial`. `keep` is told what a trial found, and by which passes."""
+        `errors` of an earlier trial, by passes, make this one's if they say what every layer may do; if they don't,
+        nothing is put anywhere without `trial`. `keep` is told what a trial found, and by which passes."""
         self.bound = bound
         self._keep = keep
         self.overtaken = False
@@ -45,20 +45,19 @@ class Admission:
         packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
         # each reads the tokens and weights it made itself
         self.ways = [way for way in passes if any(map(way.bears, packed.values()))]
-        ways = {name: [way for way in self.ways if way.bears(layer)] for name, layer in packed.items()}
-        found = {name: _known(name, [way.name for way in ways[name]], errors or {}, bound) for name in packed}
-        self.trial = any(each is None for each in found.values())
-        self.layers: dict[str, Int8Linear] = {}
-        if not self.ways or (self.trial and not trial):
+        twins = {name: Int8Linear(layer, self, [way for way in self.ways if way.bears(layer)])
+                 for name, layer in packed.items()}  # fmt: skip
+        self.layers = {name: twin for name, twin in twins.items() if twin.ways}
+        self.trial = not all([twin.recall(name, errors or {}) for name, twin in self.layers.items()])
+        if self.trial and not trial:
+            self.layers = {}
+        if not self.layers:
             return
         self.passes: Any = self.ways[0]  # for everything but products
         self.scratch: int8.Scratch = self.passes.scratch
-        for name, layer in packed.items():
-            if ways[name]:
-                parent, _, child = name.rpartition(".")
-                self.layers[name] = twin = Int8Linear(layer, self, ways[name])
-                twin.errors = {} if self.trial else found[name] or {}
-                setattr(model.get_submodule(parent), child, twin)
+        for name, twin in self.layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, twin)
 
     def errors(self) -> dict[str, float]:
         """The largest error of every layer so far, by the passes that it was left to."""
@@ -96,20 +95,6 @@ class Admission:
         return self.scratch.take(name, torch.Size(shape).numel(), dtype or self.passes.dtype).view(shape)
 
 
-def _known(
-    layer: str, ways: Sequence[str], errors: Mapping[str, Mapping[str, float]], bound: float
-) -> dict[str, float] | None:
-    """What is known of a layer up to the first passes that it may be left to; None if that doesn't say which."""
-    found: dict[str, float] = {}
-    for way in ways:
-        if layer not in errors.get(way, {}):
-            return None
-        found[way] = errors[way][layer]
-        if found[way] <= bound:
-            break
-    return found
-
-
 class Source:
     """What one or several layers are given: rows x [M, K], and the same as some passes' tokens, made when first asked
     for."""
@@ -142,13 +127,23 @@ class Int8Linear(nn.Module):
         self.errors: dict[str, float] = {}  # by the names of passes; on trial nothing is known of those not needed yet
         self.served = False
         self._admission = admission
-        self._ways = [(passes, passes.weights(plain)) for passes in ways]
+        self.ways = [(passes, passes.weights(plain)) for passes in ways]
+
+    def recall(self, name: str, errors: Mapping[str, Mapping[str, float]]) -> bool:
+        """Take over what an earlier trial found, and say whether that decides how this layer is multiplied."""
+        for passes, _ in self.ways:
+            if name not in errors.get(passes.name, {}):
+                return False
+            self.errors[passes.name] = errors[passes.name][name]
+            if self.errors[passes.name] <= self._admission.bound:
+                break
+        return True
 
     @property
     def error(self) -> float:
         """By the passes that it was left to, or by the last of those that were refused."""
         way = self._way()
-        return self.errors.get((way or self._ways[-1])[0].name, 0.0)
+        return self.errors.get((way or self.ways[-1])[0].name, 0.0)
 
     @property
     def admitted(self) -> bool:
@@ -188,7 +183,7 @@ class Int8Linear(nn.Module):
 
     def _way(self) -> tuple[Any, Any] | None:
         """The first passes that were not refused, with their weights."""
-        return next((way for way in self._ways if self.errors.get(way[0].name, 0.0) <= self._admission.bound), None)
+        return next((way for way in self.ways if self.errors.get(way[0].name, 0.0) <= self._admission.bound), None)
 
     def _way_of(self, source: Source) -> tuple[Any, Any] | None:
         """The same for this product, None where it is not made of bytes."""
