@@ -3,7 +3,7 @@
     python -m tests.floor [PACK] [--size 512x512] [--wall] [--outs] [--plain] [--diffusers]
 
 The floor: every packed product of a step at the best rate that any tiling of torch._int_mm reaches on the same
-shapes, best of five, and torch's own attention in the faster number format. Nothing of the engine runs while it is
+shapes, best of ten, and torch's own attention in the faster number format. Nothing of the engine runs while it is
 timed; dense layers, norms and everything else count as nothing. In turn with it one step of the engine, all layers
 admitted to int8 (whatever their error: these are speeds), with the compiled passes and with torch's: the best step
 against that floor and, since a host can be twice as fast in one second as in the next and a floor's products are short

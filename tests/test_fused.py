@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,11 +167,14 @@ def test_all_units_give_the_same_bits(bits: int, group: int, library: Path) -> N
 
 
 @pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("segments", [1, 6, 13])  # a part of the inputs, a whole one, two and a rest
+@pytest.mark.parametrize("segments", [1, 3, 7])  # of a part, a whole part, two parts and a rest
 def test_folded_scales_are_off_by_little(bits: int, segments: int, library: Path) -> None:
-    exact, folded = compiled(library), compiled(library, [FOLDED])
+    exact, several = compiled(library), compiled(library, [FOLDED])
+    # in one thread, so that strips of one call wait for each other
+    folded = Kernels(several._library, several.compiler, several.unit, GROUP, 1)
     random = torch.Generator().manual_seed(bits)
-    tokens, groups, outputs = 1571, segments * folded.fold, 200  # a rest of panels, and of what is multiplied at once
+    # a rest of panels, of a strip, and of the strips that are multiplied together
+    tokens, groups, outputs = 1571, segments * folded.fold, 500
     codes = torch.randint(0, 256, (outputs, groups * GROUP * bits // 8), dtype=torch.uint8, generator=random)
     codes &= ~(codes >> 1 & 0b01010101) if bits == 2 else 0xFF  # no code of 3
     w = Codes(codes, torch.rand(outputs, groups, generator=random) + 0.5, None, bits)
@@ -183,6 +187,20 @@ def test_folded_scales_are_off_by_little(bits: int, segments: int, library: Path
     first = torch.full((40, outputs), float("nan"))
     folded.multiply(folded.quantize(x[:40]), w, first)
     assert torch.equal(first, answers[1][:40])
+
+
+def test_what_can_not_be_folded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = SimpleNamespace(compiler="g++ 99", unit=UNITS[0], name="compiled")
+
+    def load(folder: Path, hardware: Hardware, group: int, units: Sequence[Unit] = UNITS) -> SimpleNamespace:
+        if units is not UNITS:
+            raise Unavailable("they disagree")
+        return exact
+
+    monkeypatch.setattr(kernels, "load", load)
+    assert kernels.chosen(tmp_path, detect(), GROUP) == [exact]
+    (finding,) = measured.recall(tmp_path).values()
+    assert finding["sentence"].endswith("compiled by g++ 99 for AMX, no groups folded: they disagree")
 
 
 def test_int8_is_measured_as_it_will_be_multiplied(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,14 @@ def test_what_the_first_passes_may_not_do_the_next_ones_do(ternary: Path) -> Non
     assert not Admission(Pair(ternary), [Rough()], kept).trial
     # nor do the rough ones say what the next may do
     assert Admission(Pair(ternary), [Rough(), TorchPasses()], {"rough": kept["rough"]}).trial
+    # and a trial there and back again keeps what was known
+    fresh = Pair(ternary)
+    known = {"torch": {"first": 0.03, "second": 0.01}}
+    keep = lambda errors, name: known.update({name: dict(errors)})  # noqa: E731
+    more = Admission(fresh, [Rough(), TorchPasses()], known, keep=keep)
+    fresh.first(small), fresh.second(small), more.settle()
+    assert set(known["rough"]) == {"first", "second"} and known["torch"] == {"first": 0.03, "second": 0.01}
+    assert not Admission(Pair(ternary), [TorchPasses()], known).trial
     untouched = Pair(ternary)
     assert not Admission(untouched, [TorchPasses()], {"rough": kept["rough"]}, trial=False).layers
     assert torch.equal(untouched.first(big), pair.first.plain(big))

@@ -36,8 +36,9 @@ class Admission:
         trial: bool = True,
     ) -> None:
         """Puts a twin before every packed layer that can have one by one of `passes`, those preferred first. The
-        `errors` of an earlier trial, by passes, make this one's if they say what every layer may do; if they don't,
-        nothing is put anywhere without `trial`. `keep` is told what a trial found, and by which passes."""
+        `errors` of earlier trials, by passes, make this one's if they say what every layer may do. If they don't, there
+        is another one, in which what was refused stays refused; or, without `trial`, nothing is put anywhere. `keep` is
+        told what a trial found, with what was known, and by which passes."""
         self.bound = bound
         self._keep = keep
         self.overtaken = False
@@ -130,13 +131,14 @@ class Int8Linear(nn.Module):
         self.ways = [(passes, passes.weights(plain)) for passes in ways]
 
     def recall(self, name: str, errors: Mapping[str, Mapping[str, float]]) -> bool:
-        """Take over what an earlier trial found, and say whether that decides how this layer is multiplied."""
-        for passes, _ in self.ways:
-            if name not in errors.get(passes.name, {}):
+        """Take over what earlier trials found, and say whether that decides how this layer is multiplied."""
+        known = {passes.name: errors.get(passes.name, {}).get(name) for passes, _ in self.ways}
+        self.errors = {passes: error for passes, error in known.items() if error is not None}
+        for error in known.values():
+            if error is None:
                 return False
-            self.errors[passes.name] = errors[passes.name][name]
-            if self.errors[passes.name] <= self._admission.bound:
-                break
+            if error <= self._admission.bound:
+                return True
         return True
 
     @property

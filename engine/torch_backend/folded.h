@@ -2,7 +2,7 @@
 //
 // The scales of these groups become whole numbers, 127ths of the largest of them, that their codes are multiplied by:
 // off by at most 1/254 of it. A token has one step for all of them. So fewer sums leave their tiles, and six tiles of
-// sums, 32 tokens by 48 outputs, have every tile of values and codes read for two or three products at once.
+// sums, 32 tokens by 48 outputs, need seven tiles of values and codes for six products.
 //
 //   panel   values [K / segment][P][segment / TURN][2][16][TURN]: a segment is FOLD groups
 //   strip   codes of two blocks of COLUMNS * LANES outputs, [2][K / segment][segment / TURN][COLUMNS][16][LANES][4]

@@ -184,11 +184,13 @@ def chosen(data_dir: Path, hardware: Hardware, group: int) -> list[Kernels]:
     try:
         found.append(exact := load(folder, hardware, group))
         words = f"int8 passes for groups of {group}, compiled by {exact.compiler} for {exact.unit.name}"
-        if exact.unit.feature == FOLDED.feature:
+        if exact.unit.feature == FOLDED.feature and group in FOLDED.groups:
             found.insert(0, load(folder, hardware, group, [FOLDED]))
             words += f", the scales of {found[0].fold} groups folded where a layer bears it"
     except Unavailable as reason:
-        if not found:
+        if found:
+            words += f", no groups folded: {reason}"
+        else:
             words = f"int8 passes for groups of {group} in torch, without compiled ones: {reason}"
     key = f"int8 passes on {hardware.name}, groups of {group}"
     if measured.recall(data_dir).get(key) != {"sentence": words}:
@@ -224,9 +226,8 @@ def _loaded(folder: Path, hardware: Hardware, group: int, unit: Unit) -> Kernels
         raise Unavailable(f"the library built by {version} can't be loaded ({fault})") from None
     if not library.allowed():
         raise Unavailable(f"Linux does not let this process use {unit.name}")
-    kernels = Kernels(library, version, unit, group, torch.get_num_threads())
-    _check(kernels, group)
-    return kernels
+    _check(Kernels(library, version, unit, group, 1), group)  # all strips in one call: big layers have several in each
+    return Kernels(library, version, unit, group, torch.get_num_threads())
 
 
 def find_compiler() -> tuple[str, str]:

@@ -37,7 +37,7 @@ struct Panels {
 
 struct Weights {
     const uint8_t* codes;  // [N][K * bits / 8]
-    const float* scales;   // [N][G]
+    const float* scales;   // [N][K / group]
     const float* biases;   // the same, null for centred codes
     long outputs, inputs, group;
     int bits;
