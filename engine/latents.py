@@ -9,12 +9,29 @@ from typing import Any
 
 import numpy as np
 
+from engine import schedule
 from engine.noise import noise
+from engine.packs import Pack
+from engine.plan import token_grid
 from engine.types import Request
 
 PATCH = 2  # latent pixels a token side
 
 Array = Any  # of NumPy, torch or MLX: only their arithmetic is used
+
+
+def outset(request: Request, pack: Pack, recent: "Recent") -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """What a pack's denoising of a complete request is given: the tokens that it begins with, the noise levels from
+    there on, and the tokens' grid. The request's draft, if it has one, must be among the `recent` ones."""
+    assert request.steps is not None
+    grid, draft = token_grid(request, pack), None
+    if request.draft is not None:
+        draft = recent.get(request.draft)
+        assert draft is not None
+        draft = enlarge(draft, token_grid(request.draft, pack), grid)
+    sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
+    start = begin(request, pack.transformer.config["in_channels"], grid, sigmas, draft)
+    return start, sigmas[request.start :], grid
 
 
 def begin(

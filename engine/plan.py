@@ -90,6 +90,13 @@ def token_side(pack: Pack | None) -> int:
     return 16 if pack is None else 2 << (len(pack.vae.config["block_out_channels"]) - 1)
 
 
+def token_grid(request: Request, pack: Pack) -> tuple[int, int]:
+    """(rows, columns) of image tokens of a complete request."""
+    assert request.width is not None and request.height is not None
+    side = token_side(pack)
+    return request.height // side, request.width // side
+
+
 def _size(request: Request, declared: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:
     if request.width is None and request.height is None:
         return declared[0]

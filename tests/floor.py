@@ -10,8 +10,8 @@ against that floor and, since a host can be twice as fast in one second as in th
 enough to find the fast ones, the median of what each step takes of the floor measured just before it. With --outs also
 without linear_out and to_out in int8, with --plain with no layer in it, with --diffusers also diffusers' own
 transformer with random dense weights of the same shapes in float32 and bfloat16 (of a whole model 16 and 8 GB). Without
-a PACK: one double and one single block of the 4B model's width with random codes, which take half a minute on an idle
-core. Processor time by default, since others may be using the machine; --wall times the wall clock, for a quiet one.
+a PACK: one double and one single block of the 4B model's width with random codes, which take a minute on two idle
+cores. Processor time by default, since others may be using the machine; --wall times the wall clock, for a quiet one.
 """
 
 import argparse

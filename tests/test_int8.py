@@ -146,22 +146,24 @@ def test_what_the_first_passes_may_not_do_the_next_ones_do(ternary: Path) -> Non
     Admission(only_torch, [TorchPasses()], {"torch": {"first": 0.0, "second": 0.0}})
     assert not later.trial and torch.equal(again.first(big), answer) and torch.equal(only_torch.first(big), answer)
     assert torch.equal(again.second(big), only_torch.second(big) * 1.1)
-    # on a machine without the rough ones that says nothing of the second layer: it is tried there
-    assert Admission(Pair(ternary), [TorchPasses()], kept).trial
-    assert not Admission(Pair(ternary), [Rough()], kept).trial
-    # nor do the rough ones say what the next may do
-    assert Admission(Pair(ternary), [Rough(), TorchPasses()], {"rough": kept["rough"]}).trial
-    # and a trial there and back again keeps what was known
-    fresh = Pair(ternary)
-    known = {"torch": {"first": 0.03, "second": 0.01}}
-    keep = lambda errors, name: known.update({name: dict(errors)})  # noqa: E731
-    more = Admission(fresh, [Rough(), TorchPasses()], known, keep=keep)
-    fresh.first(small), fresh.second(small), more.settle()
+
+
+@needs_products
+def test_machines_with_other_passes_share_a_folder(ternary: Path) -> None:
+    rough, both = {"first": 0.03, "second": 0.01}, [Rough(), TorchPasses()]
+    # refused by the first passes, unknown to the next; not known to torch's at all
+    assert Admission(Pair(ternary), both, {"rough": rough}).trial
+    assert Admission(Pair(ternary), [TorchPasses()], {"rough": rough, "torch": {"first": 0.01}}).trial
+    assert not Admission(Pair(ternary), [Rough()], {"rough": rough}).trial
+    untouched, x = Pair(ternary), torch.rand(1, 20, 128)
+    plain = untouched.first
+    assert not Admission(untouched, [TorchPasses()], {"rough": rough}, trial=False).layers
+    assert untouched.first is plain
+
+    fresh, known = Pair(ternary), {"torch": {"first": 0.03, "second": 0.01}}
+    more = Admission(fresh, both, known, keep=lambda errors, name: known.update({name: dict(errors)}))
+    fresh.first(x), fresh.second(x), more.settle()
     assert set(known["rough"]) == {"first", "second"} and known["torch"] == {"first": 0.03, "second": 0.01}
-    assert not Admission(Pair(ternary), [TorchPasses()], known).trial
-    untouched = Pair(ternary)
-    assert not Admission(untouched, [TorchPasses()], {"rough": kept["rough"]}, trial=False).layers
-    assert torch.equal(untouched.first(big), pair.first.plain(big))
 
 
 def test_what_is_no_number_is_refused(ternary: Path) -> None:

@@ -16,15 +16,15 @@ from time import perf_counter
 import mlx.core as mx
 import numpy as np
 
-from engine import catalog, plan, prompt, schedule
+from engine import catalog, plan, prompt
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware, available_bytes
-from engine.latents import Recent, begin, enlarge, foreseen
+from engine.latents import Recent, foreseen, outset
 from engine.mlx_backend import linear, tuning
 from engine.mlx_backend.text_encoder import TextEncoder
 from engine.mlx_backend.transformer import Flux2Transformer2DModel, token_ids
 from engine.mlx_backend.vae import PictureDecoder
-from engine.packs import Component, Pack, open_pack
+from engine.packs import Component, open_pack
 from engine.preview import Previews
 from engine.sampling import sampled
 from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
@@ -114,19 +114,12 @@ class Model:
 
         The last ones are the picture's, and are remembered for whoever refines it. The transformer must be loaded.
         """
-        assert self.transformer is not None and request.steps is not None
-        x0, draft = None, request.draft
-        if draft is not None:
-            x0 = self.recent.get(draft)
-            if x0 is None:
-                for latents in self.denoised(draft, embeddings, check):
-                    yield latents
-                x0 = np.array(latents)
-            x0 = enlarge(x0, token_grid(draft, self.pack), token_grid(request, self.pack))
-        grid = token_grid(request, self.pack)
-        sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
-        start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
-        noisy, rest = mx.array(start), sigmas[request.start :]
+        assert self.transformer is not None
+        draft = request.draft
+        if draft is not None and self.recent.get(draft) is None:
+            yield from self.denoised(draft, embeddings, check)
+        start, rest, grid = outset(request, self.pack, self.recent)
+        noisy = mx.array(start)
         run = denoise(self.transformer, noisy, embeddings, rest, grid, check)
         for latents, pair in zip(run, pairwise(rest.tolist()), strict=True):
             self.on_the_way = partial(_expected, noisy, latents, *pair), grid
@@ -221,7 +214,7 @@ class MlxBackend:
                 yield Step(index, total, previews.after(*model.on_the_way) if wanted else None)
             denoised = clock.lap()
 
-            pixels = decoder.decode(latents, token_grid(request, pack), check, decided.vae_tile)
+            pixels = decoder.decode(latents, plan.token_grid(request, pack), check, decided.vae_tile)
             decode = clock.lap()
         yield Picture(
             pixels=pixels,
@@ -286,10 +279,3 @@ def set_limits(decided: plan.Plan) -> None:
     mx.set_cache_limit(max(SMALLEST_CACHE, decided.working_bytes))
     if mx.metal.is_available():
         mx.set_wired_limit(min(decided.peak_bytes, int(mx.device_info()["max_recommended_working_set_size"])))
-
-
-def token_grid(request: Request, pack: Pack) -> tuple[int, int]:
-    """(rows, columns) of image tokens of a complete request."""
-    assert request.width is not None and request.height is not None
-    side = plan.token_side(pack)
-    return request.height // side, request.width // side

@@ -23,8 +23,45 @@ from engine.preview import Previews
 from engine.sampling import sampled
 from engine.torch_backend import kernels
 from engine.torch_backend.measure import measure, measure_card
-from engine.torch_backend.model import Check, Model, give_back, placed, token_grid
+from engine.torch_backend.model import Check, Model, give_back, placed
 from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
+
+
+class Clock:
+    """Wall-clock seconds of a picture's parts, with the work queued on a CUDA device counted where it was queued."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._start = self._last = perf_counter()
+        self._spent = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def lap(self, part: str) -> None:
+        """What was done since the last lap belongs to this part."""
+        before = self._last
+        self.skip()
+        self._spent[part] += self._last - before
+
+    def skip(self) -> None:
+        """What was done since the last lap belongs to none, but to the total."""
+        self.wait()
+        self._last = perf_counter()
+
+    def seconds(self) -> Seconds:
+        return Seconds(**self._spent, total=self._last - self._start)
+
+
+class Making(NamedTuple):
+    """A picture in the making: a complete request, and how it is to be done."""
+
+    model: Model
+    request: Request
+    decided: plan.Plan
+    check: Check
+    clock: Clock
 
 
 class TorchBackend:
@@ -87,7 +124,7 @@ class TorchBackend:
         latents = yield from self._denoised(making, embeddings)
         yield self._decoded(making, latents)
 
-    def _read(self, making: "Making", ids: np.ndarray, mask: np.ndarray) -> Tensor:
+    def _read(self, making: Making, ids: np.ndarray, mask: np.ndarray) -> Tensor:
         """The embeddings of a prompt that was not read before."""
         model, request, decided, check, clock = making
         if model.load_encoder(decided):
@@ -98,7 +135,7 @@ class TorchBackend:
         clock.lap("encode")
         return embeddings
 
-    def _load(self, making: "Making") -> None:
+    def _load(self, making: Making) -> None:
         """Whatever a picture needs beside its prompt's embeddings."""
         model, _, decided, check, clock = making
         if model.load(decided, check):
@@ -108,7 +145,7 @@ class TorchBackend:
                 model.record(self.data_dir, self.hardware)
             clock.lap("load")
 
-    def _denoised(self, making: "Making", embeddings: Tensor) -> Generator[Step, None, Tensor]:
+    def _denoised(self, making: Making, embeddings: Tensor) -> Generator[Step, None, Tensor]:
         """Step(0, n) .. Step(n, n); returns the last latents."""
         model, request, decided, check, clock = making
 
@@ -131,13 +168,13 @@ class TorchBackend:
         clock.lap("denoise")
         return latents
 
-    def _decoded(self, making: "Making", latents: Tensor) -> Picture:
+    def _decoded(self, making: Making, latents: Tensor) -> Picture:
         model, request, decided, check, clock = making
         if not decided.keep_text_encoder:
             if model.graphs:
                 model.graphs.clear()
             give_back()
-        pixels = model.decode(latents, token_grid(request, model.pack), decided, check, decided.vae_tile)
+        pixels = model.decode(latents, plan.token_grid(request, model.pack), decided, check, decided.vae_tile)
         clock.lap("decode")
         return Picture(
             pixels=pixels,
@@ -191,43 +228,6 @@ def use_cores(hardware: Hardware) -> None:
     """A thread for each physical core of this process, unless the user has said how many. For the whole process."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(hardware.cores)
-
-
-class Clock:
-    """Wall-clock seconds of a picture's parts, with the work queued on a CUDA device counted where it was queued."""
-
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
-        self._start = self._last = perf_counter()
-        self._spent = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def lap(self, part: str) -> None:
-        """What was done since the last lap belongs to this part."""
-        before = self._last
-        self.skip()
-        self._spent[part] += self._last - before
-
-    def skip(self) -> None:
-        """What was done since the last lap belongs to none, but to the total."""
-        self.wait()
-        self._last = perf_counter()
-
-    def seconds(self) -> Seconds:
-        return Seconds(**self._spent, total=self._last - self._start)
-
-
-class Making(NamedTuple):
-    """A picture in the making: a complete request, and how it is to be done."""
-
-    model: Model
-    request: Request
-    decided: plan.Plan
-    check: Check
-    clock: Clock
 
 
 def allocated_bytes() -> int:

@@ -328,7 +328,7 @@ def _check(kernels: Kernels, group: int) -> None:
         scales = normal(outputs, groups).abs() + 0.5
         biases = normal(outputs, groups) - 8 * scales
         w = Codes(packed, scales, biases if bits == 4 else None, bits)
-        dense = expand(packed, rounded(scales, fold) if fold > 1 else scales, biases, bits, torch.float32, centre)
+        dense = expand(packed, rounded(scales, fold), biases, bits, torch.float32, centre)
         for source, panels in ((x, kernels.quantize(x)), (modulated, kernels.modulate(x, modulation, 1e-6))):
             exact = rounded(source, group * fold) @ dense.T
             out = torch.empty(tokens, outputs)

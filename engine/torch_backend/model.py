@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine import measured, plan, products, prompt, schedule
+from engine import measured, plan, products, prompt
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
-from engine.latents import Recent, begin, enlarge, foreseen
-from engine.packs import Pack, open_pack
+from engine.latents import Recent, foreseen, outset
+from engine.packs import open_pack
 from engine.torch_backend import fused, kernels, linear, remember, triton_passes
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.graph import Graphs
@@ -195,19 +195,12 @@ class Model:
 
         The last ones are the picture's, and are remembered for whoever refines it. The model must be loaded.
         """
-        assert self.weights is not None and request.steps is not None
-        x0, draft = None, request.draft
-        if draft is not None:
-            x0 = self.recent.get(draft)
-            if x0 is None:
-                for latents in self.denoised(draft, embeddings, device, check):
-                    yield latents
-                x0 = latents.cpu().numpy()
-            x0 = enlarge(x0, token_grid(draft, self.pack), token_grid(request, self.pack))
-        grid = token_grid(request, self.pack)
-        sigmas = schedule.sigmas(grid[0] * grid[1], request.steps)
-        start = begin(request, self.pack.transformer.config["in_channels"], grid, sigmas, x0)
-        noisy, rest = torch.from_numpy(start).to(device), sigmas[request.start :]
+        assert self.weights is not None
+        draft = request.draft
+        if draft is not None and self.recent.get(draft) is None:
+            yield from self.denoised(draft, embeddings, device, check)
+        start, rest, grid = outset(request, self.pack, self.recent)
+        noisy = torch.from_numpy(start).to(device)
         again = self.admission.restart if self.admission else lambda: False
         run = denoise(self.graphs or self.weights.transformer, noisy, embeddings, rest, grid, check, again)
         try:
@@ -228,13 +221,6 @@ def _expected(before: Tensor, after: Tensor, sigma: float, sigma_next: float) ->
 def placed(decided: plan.Plan) -> tuple[torch.dtype, torch.device]:
     """The plan's number format and device, as torch's."""
     return getattr(torch, decided.dtype), torch.device(decided.device)
-
-
-def token_grid(request: Request, pack: Pack) -> tuple[int, int]:
-    """(rows, columns) of image tokens of a complete request."""
-    assert request.width is not None and request.height is not None
-    side = plan.token_side(pack)
-    return request.height // side, request.width // side
 
 
 def give_back() -> None:
