@@ -73,7 +73,7 @@ def test_what_cannot_be_captured_is_said_once_and_runs_as_it_is(monkeypatch: pyt
     step = Step(monkeypatch)
     step.fails = True
     assert [step(1), step(2), step(3)] == [11, 22, 33] and step.eager == 3
-    assert step.words == ["no CUDA graph of a step (RuntimeError: operation not permitted)"]
+    assert step.words == ["no CUDA graph (RuntimeError: operation not permitted)"]
 
 
 def test_what_is_returned_stays(monkeypatch: pytest.MonkeyPatch) -> None:

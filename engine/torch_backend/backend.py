@@ -130,6 +130,8 @@ class TorchBackend:
         if model.load_encoder(decided):
             if decided.int8:
                 model.admit_reading(self.data_dir, self.hardware)
+            if clock.device.type == "cuda" and decided.keep_text_encoder:
+                model.record_reading(self.data_dir, self.hardware)
             clock.lap("load")
         embeddings = model.embed(request.prompt, ids, mask, decided, check)
         clock.lap("encode")

@@ -66,6 +66,20 @@ class Modulated(Source):
         return passes.modulate(self.x, self.modulation, self.norm.eps)
 
 
+class Joined(Source):
+    """Rows of `first` [M, D], and of x [M, K - D] beside them, which need not be copied to one place."""
+
+    def __init__(self, admission: Admission, first: Tensor, x: Tensor) -> None:
+        super().__init__(admission, x)
+        self.first = first
+
+    def floats(self, wanted: Any = slice(None)) -> Tensor:
+        return torch.cat((self.first[wanted], self.x[wanted]), dim=1)
+
+    def _quantized(self, passes: Any) -> Any:
+        return passes.quantize(self.x, self.first)
+
+
 def double_block(
     block: Flux2TransformerBlock,
     admission: Admission,
@@ -111,19 +125,23 @@ def single_block(
     attn, dim = block.attn, block.attn.inner_dim
     hidden = stream(admission, hidden_states, ours)
     rows, proj = len(hidden), twin(attn.to_qkv_mlp_proj)
-    source = Modulated(admission, hidden, block.norm, single)
+    given = Modulated(admission, hidden, block.norm, single)
     projected = admission.take("projected", rows, 3 * dim)
-    wide = admission.take("wide", rows, dim + attn.mlp_hidden_dim)
-    proj.put(source, projected, slice(0, 3 * dim))
-    proj.gate_to(source, wide[:, dim:], slice(3 * dim, None))
+    beside = 0 if admission.passes.joins else dim  # room for what the attention returns
+    wide = admission.take("wide", rows, beside + attn.mlp_hidden_dim)
+    proj.put(given, projected, slice(0, 3 * dim))
+    proj.gate_to(given, wide[:, beside:], slice(3 * dim, None))
 
     joint = heads(admission, hidden_states, hidden_states.shape[1], attn.head_dim)
     values = place(admission, projected, (attn.norm_q, attn.norm_k), rotary, joint)
     if admission.passes.by_head:
         joint[2] = values
         values = joint[2]
-    wide[:, :dim] = attend(admission, joint[0], joint[1], values, dtype=hidden_states.dtype).view(rows, dim)
-    twin(attn.to_out).add_to(hidden, Source(admission, wide), single.gate)
+    attended = attend(admission, joint[0], joint[1], values, dtype=hidden_states.dtype).view(rows, dim)
+    source = Joined(admission, attended, wide) if admission.passes.joins else Source(admission, wide)
+    if not admission.passes.joins:
+        wide[:, :dim] = attended
+    twin(attn.to_out).add_to(hidden, source, single.gate)
     return back(hidden, hidden_states)
 
 

@@ -1,8 +1,9 @@
-"""A denoising step as one CUDA graph: at 512 x 512 an H100 runs its 500 kernels in 16 ms, Python launches them in 26.
+"""Work on a card as one CUDA graph: a denoising step, or reading a prompt.
 
-The first step of a size runs as it is, which also compiles and chooses what is left to choose; the second is captured,
-and all others of that size, in this picture and the next ones, are replays of it. Everything that changes from step to
-step or from picture to picture is an input with a place of its own.
+At 512 x 512 an H100 runs the 500 kernels of a step in 16 ms, Python launches them in 26; of a prompt's 40 ms most is
+launching. The first step of a size runs as it is, which also compiles and chooses what is left to choose; the second is
+captured, and all others of that size, in this picture and the next ones, are replays of it. Everything that changes
+from step to step or from picture to picture is an input with a place of its own.
 """
 
 from collections import OrderedDict
@@ -26,17 +27,18 @@ class Captured(NamedTuple):
 
 
 class Graphs:
-    """Called as the transformer is. `ready` says whether its layers have stopped changing their arithmetic, `scratch`
-    is what they share, `told` hears the sentence of a failure, after which steps run as they are."""
+    """Called as `run` is: with tensors, and last with `check`. `ready` says whether its layers have stopped changing
+    their arithmetic, `scratch` is what they share, `told` hears the sentence of a failure, after which everything runs
+    as it is."""
 
     def __init__(
         self,
-        transformer: Callable[..., Tensor],
+        run: Callable[..., Tensor],
         ready: Callable[[], bool],
         scratch: Scratch | None,
         told: Callable[[str], object],
     ) -> None:
-        self._transformer = transformer
+        self._run = run
         self._ready = ready
         self._scratch = scratch
         self._told = told
@@ -44,12 +46,12 @@ class Graphs:
         self._works = True
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Latents, embeddings, timestep, two of positions, and `check`, which is called once before a replay."""
+        """What `run` makes of them; `check` is called once before a replay."""
         *tensors, check = inputs
         key = tuple(each.shape for each in tensors)
         if not self._works or not self._ready() or key not in self._captured:
             self._remember(key, None)
-            return self._transformer(*inputs)
+            return self._run(*inputs)
         check()
         captured = self._captured[key]
         if captured is None:
@@ -58,8 +60,8 @@ class Graphs:
             except Exception as error:  # of a driver or a library that nobody has tried: the picture is not lost
                 self._works = False
                 self.clear()
-                self._told(f"no CUDA graph of a step ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
-                return self._transformer(*inputs)
+                self._told(f"no CUDA graph ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
+                return self._run(*inputs)
         self._remember(key, captured)
         for place, given in zip(captured.inputs, tensors, strict=True):
             place.copy_(given)
@@ -83,7 +85,7 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may ask how much memory is used
-                output = self._transformer(*inputs, lambda: None)
+                output = self._run(*inputs, lambda: None)
             return Captured(graph, inputs, output, self._scratch.buffers() if self._scratch else [])
         finally:
             if self._scratch is not None:

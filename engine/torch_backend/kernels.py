@@ -87,6 +87,7 @@ class Kernels:
 
     dtype = torch.float32
     device = torch.device("cpu")
+    joins = False
     by_head = True
     halves = True
 

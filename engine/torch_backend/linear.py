@@ -179,9 +179,10 @@ class PackedEmbedding(nn.Module):
         _packed_parts(self, layer.num_embeddings, layer.embedding_dim, quantization)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids [B, L] -> [B, L, K]. Only the rows asked for are read."""
-        codes, scales, biases = (part[ids.flatten()] for part in (self.weight, self.scales, self.biases))
-        return expand(codes, scales, biases, self.bits, self.dtype).view(*ids.shape, -1)
+        """Token ids [B, L] -> [B, L, K]. Only the rows asked for are read, each once: most of a prompt is padding."""
+        each, places = ids.unique(return_inverse=True)
+        codes, scales, biases = (part[each] for part in (self.weight, self.scales, self.biases))
+        return expand(codes, scales, biases, self.bits, self.dtype)[places]
 
 
 def build(
@@ -196,8 +197,9 @@ def build(
     """Fill `module`, which was made on the meta device, with the tensors of `component`; returns their files.
 
     A linear or embedding becomes packed where its `scales` exist. Other floating tensors are cast to `dtype`, except
-    that big layers on a CPU keep the file's, as the parts of packed ones do. `prefix` is cut off the files' names;
-    names that then start with one of `unused` are left on disk. Raises EngineError when names or shapes don't fit.
+    that big layers on a CPU keep the file's, as the parts of packed ones do. Embeddings stay on the CPU: of 200 MB a
+    prompt needs some rows. `prefix` is cut off the files' names; names that then start with one of `unused` are left on
+    disk. Raises EngineError when names or shapes don't fit.
     """
     files = MappedFiles(component)
     tensors = {
@@ -206,14 +208,16 @@ def build(
         if not (name := full_name.removeprefix(prefix)).startswith(unused)
     }
     packed = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
+    embeddings = {name for name, layer in module.named_modules() if isinstance(layer, nn.Embedding)}
     kept = _put_twins(module, tensors, packed, component, dtype, device)
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
+        where = torch.device("cpu") if layer in embeddings else device
         if layer in packed:
             # bytes, not uint32 words: a little-endian word holds its codes in the order of its bytes
-            tensors[name] = tensor.view(torch.uint8).to(device) if kind == "weight" else tensor.to(device)
+            tensors[name] = tensor.view(torch.uint8).to(where) if kind == "weight" else tensor.to(where)
         elif name not in kept:
-            tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            tensors[name] = tensor.to(where, dtype if tensor.is_floating_point() else None)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     refuse_misfits(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, component.folder)
     module.requires_grad_(False)
@@ -240,7 +244,10 @@ def _put_twins(
         weight = tensors.get(f"{name}.weight")
         if name in packed:
             twin = _packed_twin(name, layer, component, dtype)
-        elif device.type == "cpu" and weight is not None and is_big(layer, weight) and weight.dtype != dtype:
+        elif (
+            (device.type == "cpu" or isinstance(layer, nn.Embedding))
+            and weight is not None and is_big(layer, weight) and weight.dtype != dtype
+        ):  # fmt: skip
             twin = _STORED[type(layer)](layer, dtype)
             kept.add(f"{name}.weight")
         else:
@@ -251,7 +258,7 @@ def _put_twins(
 
 
 def is_big(layer: nn.Module, weight: Tensor) -> bool:
-    """Whether a dense layer is better cast whenever it is used than copied into another number format."""
+    """Whether a dense layer on a CPU is better cast whenever it is used than copied into another number format."""
     return type(layer) in _STORED and weight.nbytes >= BIG_WEIGHTS.get(weight.ndim, math.inf)
 
 

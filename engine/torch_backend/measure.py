@@ -66,8 +66,8 @@ def measure_card() -> Numbers:
     work = 2 * sum(CARD_TOKENS) * INPUTS * CARD_OUTPUTS / 1e9
     found = dict.fromkeys(FORMATS, 0.0)
     found["bfloat16"] = work / sum(_seconds(partial(layer, x)) for x in given)
-    if not triton_passes.fault():
-        passes = triton_passes.TritonPasses(cuda)
+    if ways := triton_passes.found()[0]:
+        passes = triton_passes.TritonPasses(cuda, ways)
         found["int8"] = work / sum(_seconds(_as_bytes(passes, layer, x)) for x in given)
     return {name: round(rate, 1) for name, rate in found.items()}
 

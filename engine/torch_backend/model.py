@@ -148,15 +148,12 @@ class Model:
     def record(self, data_dir: Path, hardware: Hardware) -> None:
         """Run steps as CUDA graphs, once layers are no longer on trial. After `admit`."""
         assert self.weights is not None
-        admission = self.admission
+        self.graphs = _graphs(self.weights.transformer, self.admission, data_dir, hardware)
 
-        def ready() -> bool:
-            return admission is None or not admission.trial
-
-        def told(words: str) -> None:
-            measured.keep(data_dir, f"graphs on {hardware.name}", {"sentence": words})
-
-        self.graphs = Graphs(self.weights.transformer, ready, admission.scratch if admission else None, told)
+    def record_reading(self, data_dir: Path, hardware: Hardware) -> None:
+        """Read prompts as a CUDA graph. After `admit_reading`."""
+        assert self.text_encoder is not None
+        self.text_encoder.run = _graphs(self.text_encoder.read, self.reading, data_dir, hardware)
 
     def admit_reading(self, data_dir: Path, hardware: Hardware, trial: bool = True) -> None:
         """The same for the text encoder, until its first prompt was read."""
@@ -212,6 +209,16 @@ class Model:
             if self.admission:
                 self.admission.clear()
         self.recent.put(request, latents.cpu().numpy())
+
+
+def _graphs(run: Callable[..., Tensor], admission: Admission | None, data_dir: Path, hardware: Hardware) -> Graphs:
+    def ready() -> bool:
+        return admission is None or not admission.trial
+
+    def told(words: str) -> None:
+        measured.keep(data_dir, f"graphs on {hardware.name}", {"sentence": words})
+
+    return Graphs(run, ready, admission.scratch if admission else None, told)
 
 
 def _expected(before: Tensor, after: Tensor, sigma: float, sigma_next: float) -> np.ndarray:

@@ -22,6 +22,7 @@ class TorchPasses:
     name = "torch"
     dtype = torch.float32  # of the activations
     device = torch.device("cpu")
+    joins = False  # whether `quantize` takes rows that lie in two places
     by_head = True  # attention reads queries, keys and values fastest head by head
     halves = False  # whether `turn` can write bfloat16 beside the passes' own number format
 

@@ -85,13 +85,13 @@ class Qwen3Model(nn.Module):
         self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, head_dim) for _ in range(layers))
 
-    def states(self, ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        """ids and mask int64 [B, L] -> the embedding and what each layer makes of it, [B, L, hidden] each. Nobody looks
-        ahead or at padding."""
-        length = ids.shape[1]
-        may_look = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril() & mask.bool()[:, None, None]
-        rotary = self.pos_embed(torch.arange(length, device=ids.device)[:, None])
-        yield (x := self.embed_tokens(ids))
+    def states(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
+        """The embedding x [B, L, hidden] and mask int64 [B, L] -> x and what each layer makes of it. Nobody looks ahead
+        or at padding."""
+        length = x.shape[1]
+        may_look = torch.ones(length, length, dtype=torch.bool, device=x.device).tril() & mask.bool()[:, None, None]
+        rotary = self.pos_embed(torch.arange(length, device=x.device)[:, None])
+        yield x
         for layer in self.layers:
             yield (x := layer(x, may_look, rotary))
 
@@ -119,6 +119,7 @@ class TextEncoder:
         self.files = linear.build(self.model, component, dtype, device, prefix="model.", unused=unused)
         self.hidden_states = hidden_states
         self.device = device
+        self.run: Callable[..., Tensor] = self.read  # or what stands before it
 
     @torch.inference_mode()
     def encode(self, ids: np.ndarray, mask: np.ndarray, check: Callable[[], None]) -> Tensor:
@@ -127,9 +128,13 @@ class TextEncoder:
         `check` is called after every layer; what it raises ends the work. Padding rows are computed as well: the image
         transformer was trained with them.
         """
+        words = self.model.embed_tokens(torch.from_numpy(ids))
+        return self.run(words.to(self.device), torch.from_numpy(mask).to(self.device), check)
+
+    def read(self, words: Tensor, mask: Tensor, check: Callable[[], None]) -> Tensor:
+        """The same of the words' embedding."""
         kept = {}
-        words, real = (torch.from_numpy(each).to(self.device) for each in (ids, mask))
-        for number, state in enumerate(self.model.states(words, real)):
+        for number, state in enumerate(self.model.states(words, mask)):
             check()
             if number in self.hidden_states:
                 kept[number] = state

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 PLAIN, GATED, ADDED = (tl.constexpr(number) for number in range(3))  # how a product ends
+STORED, IN_TURNS, BY_THREAD, PAIRS_BY_THREAD = (tl.constexpr(number) for number in range(4))  # orders of rows
 NEAREST = tl.constexpr(12582912.0)  # 1.5 * 2^23: a float32 that is added and taken away again leaves a whole number
 NEAREST_BITS = tl.constexpr(0x4B400000)
 TINY = tl.constexpr(1.1754943508222875e-38)  # int8.TINY: a token of zeros has a step all the same
@@ -26,35 +27,46 @@ def four_codes(codes, units, mask, BITS: tl.constexpr):
 
 
 @triton.jit
-def int8_weights(
-    codes, factors, out, total, half, row_units, BITS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Codes [N, K] times their group's factor int8 [N, K / GROUP] -> int8 [N, K], four in a word; `total` words.
+def output_at(place, ORDER: tl.constexpr, TILE: tl.constexpr):
+    """Which output's weights lie at a place among a product's weights, and whether those of its second half.
 
-    With `half` the rows of the two halves of the outputs take turns, TILE at a time, so that one tile of a product has
-    both: TILE rows, their partners in the second half, the next TILE rows. Rows beyond the half are not written.
+    Of a gated product a tile must have both halves, and of Hopper's (gluon_kernels.py) a thread neighbours: its sums of
+    32 places are the pairs 2 q, 2 q + 1 of every eight, for one q.
     """
-    start = tl.program_id(0) * BLOCK
-    units = start + tl.arange(0, BLOCK)
-    mask = units < total
-    if half > 0:  # TILE rows are a multiple of BLOCK words, so a program is in one half
-        tile_units = row_units * TILE
-        number = start // tile_units
-        first = number // 2 * tile_units + start % tile_units
-        source = first + tl.arange(0, BLOCK)
-        mask = mask & (source < half * row_units)
-        source += number % 2 * half * row_units
+    second = tl.zeros_like(place)
+    if ORDER == IN_TURNS:  # TILE rows of the first half, their partners in the second half, the next TILE rows
+        second = place // TILE % 2
+        output = place // (2 * TILE) * TILE + place % TILE
+    elif ORDER == BY_THREAD:
+        output = place // 32 * 32 + place % 8 // 2 * 8 + place % 32 // 8 * 2 + place % 2
+    elif ORDER == PAIRS_BY_THREAD:
+        second = place % 2
+        output = place // 64 * 32 + place % 8 // 2 * 8 + place % 64 // 8
     else:
-        source = units
+        output = place
+    return output, second
+
+
+@triton.jit
+def int8_weights(
+    codes, factors, out, places, outputs, row_units, ORDER: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    TILE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Codes [N, K] times their group's factor int8 [N, K / GROUP] -> int8 [places, K], a row in `row_units` words of
+    four. Places of none of the `outputs` (of each half) are not written."""
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    output, second = output_at(place, ORDER, TILE)
+    mask = ((place < places) & (output < outputs))[:, None] & (column < row_units)[None]
+    source = (second * outputs + output)[:, None] * row_units + column[None]
     four = four_codes(codes, source, mask, BITS)
     factor = tl.load(factors + source // (GROUP // 4), mask=mask, other=0).to(tl.int32)
     word = tl.zeros_like(four)
-    for place in tl.static_range(4):
-        code = (four >> (place * BITS)) & ((1 << BITS) - 1)
+    for shift in tl.static_range(4):
+        code = (four >> (shift * BITS)) & ((1 << BITS) - 1)
         sign = code - 1 if BITS == 2 else 2 * code - 1
-        word |= ((sign * factor) & 0xFF) << (8 * place)
-    tl.store(out + units, word, mask=mask)
+        word |= ((sign * factor) & 0xFF) << (8 * shift)
+    tl.store(out + place[:, None] * row_units + column[None], word, mask=mask)
 
 
 @triton.jit
@@ -89,14 +101,21 @@ def store_tokens(row, x, mask, columns, values, steps, count, width):
     tl.store(steps + chunk * count + row, step, mask=chunk * x.shape[1] < width)
 
 
-@triton.jit(do_not_specialize=["stride", "count"])
-def tokens(x, values, steps, stride, count, width, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
-    """Rows x [count, width] -> int8 values [count, width] and steps [chunks, count]; a program a row."""
+@triton.jit(do_not_specialize=["stride", "first_stride", "count"])
+def tokens(
+    x, first, values, steps, stride, first_stride, split, count, width, BLOCK: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Rows of `first` [count, split], x [count, width - split] beside them -> int8 values [count, width] and steps
+    [chunks, count]; a program a row."""
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK // CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None]
     mask = columns < width
     tl.multiple_of(stride, 8)
-    given = tl.load(x + row.to(tl.int64) * stride + columns, mask=mask, other=0).to(tl.float32)
+    tl.multiple_of(first_stride, 8)
+    place = x + row.to(tl.int64) * stride - split
+    given = tl.load(place + columns, mask=mask & (columns >= split), other=0).to(tl.float32)
+    place = first + row.to(tl.int64) * first_stride
+    given += tl.load(place + columns, mask=columns < split, other=0).to(tl.float32)
     store_tokens(row, given, mask, columns, values, steps, count, width)
 
 
@@ -152,9 +171,8 @@ def finish(product, rows, columns, limit, w_steps, gates, out, stride, mask, END
 
 
 @triton.jit
-def corner(down, across, M: tl.constexpr, N: tl.constexpr, BAND: tl.constexpr):
-    """The first row and column of this program's tile: bands of BAND tiles down share their weights in the L2 cache."""
-    tile = tl.program_id(0)
+def corner(tile, down, across, M: tl.constexpr, N: tl.constexpr, BAND: tl.constexpr):
+    """A tile's first row and column: bands of BAND tiles down share their weights in the L2 cache."""
     band = tile // (BAND * across)
     height = tl.minimum(down - band * BAND, BAND)
     inner = tile % (BAND * across)
@@ -179,11 +197,11 @@ def product(
     """int8 tokens [tokens, inputs] times int8 weights [outputs, inputs] -> out [tokens, outputs], a tile a program.
 
     x and w are descriptors (TMA) or addresses. `outputs` counts what is written: for GATED, half of what `w` has, whose
-    rows take turns (see `int8_weights`).
+    rows take turns (see `output_at`).
     """
     down = tl.cdiv(tokens, M)
     across = tl.cdiv(outputs, N // 2 if END == GATED else N)
-    top, left = corner(down, across, M, N, BAND)
+    top, left = corner(tl.program_id(0), down, across, M, N, BAND)
     rows = top + tl.arange(0, M)
     mask = rows < tokens
     here = tl.where(mask, rows, 0)  # beyond is nothing to read
@@ -223,7 +241,7 @@ def chunked_product(
     and no conversion is needed, of which a card does a quarter as many as of additions.
     """
     down = tl.cdiv(tokens, M)
-    top, left = corner(down, tl.cdiv(outputs, N), M, N, BAND)
+    top, left = corner(tl.program_id(0), down, tl.cdiv(outputs, N), M, N, BAND)
     rows = top + tl.arange(0, M)
     columns = left + tl.arange(0, N)
     mask = rows < tokens

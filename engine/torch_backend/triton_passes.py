@@ -24,6 +24,8 @@ from engine.torch_backend.transformer import Modulation, Rotary, apply_rotary_em
 
 AGREE = 1e-2  # |ours - exact| / |exact| of a whole pass in bfloat16, which alone rounds away 0.2 %
 WORDS = 1024  # of four weights each, made by a program
+ROWS = 4  # of weights as bytes that a program makes a part of
+REGISTERS = 168  # a thread's, of which 384 have all that a processor has; gluon_kernels.py shares them out
 HEADS = 8  # normed and turned by a program
 
 
@@ -41,14 +43,17 @@ class Tiles(NamedTuple):
 
 class Ways(NamedTuple):
     """`plain` where a token has one step. From WIDE inputs on, where SwiGLU's outliers are, it has one for every
-    `chunked.k` of them: with one alone a fifth of the layers would be off by more than they may."""
+    `chunked.k` of them: with one alone a fifth of the layers would be off by more than they may. With `fetched` warps
+    of their own fetch for those that multiply (gluon_kernels.py), so many inputs at a time, and programs stay."""
 
     plain: Tiles
     chunked: Tiles
     wide: int = 4096
+    fetched: int = 0
 
 
-HOPPER = Ways(Tiles(128, 128, 128, 4, 3, True), Tiles(128, 128, 256, 8, 3, True))
+HOPPER = Ways(Tiles(128, 256, 128, 4, 4, True), Tiles(128, 128, 256, 4, 7, True), fetched=128)
+HOPPER_IN_TRITON = Ways(Tiles(128, 128, 128, 4, 3, True), Tiles(128, 128, 256, 8, 3, True))  # where Gluon has changed
 EARLIER = Ways(Tiles(128, 128, 64, 8, 3, False), Tiles(128, 128, 128, 8, 3, False))  # 100 kB shared, no descriptors
 
 
@@ -58,12 +63,15 @@ class TritonPasses:
     name = "triton"
     dtype = torch.bfloat16
     by_head = False  # attention reads tokens as they lie
+    joins = True
     halves = False  # everything is bfloat16
 
-    def __init__(self, device: torch.device, ways: Ways | None = None) -> None:
+    def __init__(self, device: torch.device, ways: Ways, programs: int = 0) -> None:
+        """`programs` that stay, where they do; 0: one for each processor of the card."""
         self.device = device
+        self.programs = programs
         self.scratch = Scratch(device)
-        self.ways = ways or (HOPPER if is_hopper(device) else EARLIER)
+        self.ways = ways
 
     def bears(self, layer: PackedLinear) -> bool:
         """One or two bits, whose biases follow from the scales."""
@@ -73,13 +81,17 @@ class TritonPasses:
     def weights(self, layer: PackedLinear) -> Int8Weights:
         return int8.weights(layer.weight, layer.scales, layer.bits)
 
-    def quantize(self, x: Tensor) -> Int8Tokens:
-        count, width = x.shape
-        chunk = self.ways.chunked.k
+    def quantize(self, x: Tensor, first: Tensor | None = None) -> Int8Tokens:
+        """Of rows of x or, with `first`, of rows that begin there."""
+        first, split = (x, 0) if first is None else (first, first.shape[1])
+        count, width = len(x), split + x.shape[1]
+        chunk, row = self.ways.chunked.k, _row(width)
         one = width < self.ways.wide or width % chunk > 0
         tokens = self._empty(count, width, 1 if one else width // chunk)
-        row = _row(width)
-        launch("tokens", (count,), x, *tokens, x.stride(0), count, width, CHUNK=row["BLOCK"] if one else chunk, **row)
+        launch(
+            "tokens", (count,), x, first, *tokens, x.stride(0), first.stride(0), split, count, width,
+            CHUNK=row["BLOCK"] if one else chunk, **row,
+        )  # fmt: skip
         return tokens
 
     def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Int8Tokens:
@@ -111,7 +123,10 @@ class TritonPasses:
         chunked = x.steps.shape[1] > 1
         assert not (chunked and end == "GATED")  # what is gated comes from a norm
         tiles = self.ways.chunked if chunked else self.ways.plain
-        weights = self.expand(w, tiles.n // 2 if end == "GATED" else 0)
+        if self.ways.fetched:
+            self._fetched_product(end, x, w, out, gate, tiles, outputs)
+            return
+        weights = self.expand(w, "IN_TURNS" if end == "GATED" else "STORED", tiles.n // 2)
         number = -(-count // tiles.m) * -(-len(weights) // tiles.n)
         values, wide = x.values, weights
         if tiles.tma:
@@ -119,25 +134,38 @@ class TritonPasses:
         launch(
             "chunked_product" if chunked else "product", (number,),
             values, wide, x.steps, w.steps, gate, out, count, outputs, inputs, out.stride(0),
-            END=kernels().__dict__[end].value, TMA=tiles.tma, M=tiles.m, N=tiles.n, K=tiles.k, BAND=tiles.band,
+            END=constant(end), TMA=tiles.tma, M=tiles.m, N=tiles.n, K=tiles.k, BAND=tiles.band,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
-    def expand(self, w: Int8Weights, taking_turns: int = 0) -> Tensor:
-        """int8 [N, K] in a buffer that the next call overwrites; with `taking_turns` the rows of the two halves are
-        mixed, so many at a time, and a few rows are added to make that even."""
+    def _fetched_product(
+        self, end: str, x: Int8Tokens, w: Int8Weights, out: Tensor, gate: Tensor, tiles: Tiles, outputs: int
+    ) -> None:
+        (count, inputs), chunks, k = x.values.shape, x.steps.shape[1], self.ways.fetched
+        weights = self.expand(w, "PAIRS_BY_THREAD" if end == "GATED" else "BY_THREAD")
+        number = -(-count // tiles.m) * -(-len(weights) // tiles.n)
+        gluon().product[(min(number, self.programs or processors(self.device)),)](
+            swizzled(x.values, tiles.m // 2, k), swizzled(weights, tiles.n, k), x.steps, w.steps, gate, out,
+            count, outputs, inputs, out.stride(0), END=constant(end), M=tiles.m, N=tiles.n, K=k,
+            CHUNK=tiles.k if chunks > 1 else 0, STAGES=tiles.stages, BAND=tiles.band,
+            num_warps=tiles.warps, maxnreg=REGISTERS,
+        )  # fmt: skip
+
+    def expand(self, w: Int8Weights, order: str = "STORED", tile: int = 1) -> Tensor:
+        """int8 [places, K] in a buffer that the next call overwrites: N rows in an order of triton_kernels.output_at,
+        IN_TURNS by `tile`; a few are added, of anything, to make that even."""
         rows, groups = w.factors.shape
         inputs = w.words[0].nbytes * 8 // w.bits
-        half = rows // 2 if taking_turns else 0
-        if taking_turns:
-            rows = 2 * taking_turns * -(-half // taking_turns)
-        words = rows * inputs // 4
-        out = self.scratch.take("weights", words, torch.int32)
+        outputs = rows // 2 if order in ("IN_TURNS", "PAIRS_BY_THREAD") else rows
+        even = {"STORED": 1, "IN_TURNS": tile, "BY_THREAD": 32, "PAIRS_BY_THREAD": 32}[order]
+        places = -(-outputs // even) * even * (rows // outputs)
+        out = self.scratch.take("weights", places * inputs // 4, torch.int32)
         launch(
-            "int8_weights", (-(-words // WORDS),), w.words.view(torch.uint8), w.factors, out, words, half, inputs // 4,
-            BITS=w.bits, GROUP=inputs // groups, TILE=max(taking_turns, 1), BLOCK=WORDS, num_warps=4,
+            "int8_weights", (-(-places // ROWS), -(-inputs // 4 // (WORDS // ROWS))),
+            w.words.view(torch.uint8), w.factors, out, places, outputs, inputs // 4, ORDER=constant(order),
+            BITS=w.bits, GROUP=inputs // groups, TILE=tile, ROWS=ROWS, BLOCK=WORDS // ROWS, num_warps=4,
         )  # fmt: skip
-        return out.view(torch.int8).view(rows, inputs)
+        return out.view(torch.int8).view(places, inputs)
 
     def _empty(self, count: int, inputs: int, chunks: int) -> Int8Tokens:
         """Steps [count, chunks], those of a chunk side by side."""
@@ -147,26 +175,37 @@ class TritonPasses:
 
 def chosen(data_dir: Path, hardware: Hardware) -> list[TritonPasses]:
     """The passes where this card can have them, else none; `doctor` says so, or why not."""
-    why = fault()
-    words = f"int8 passes in Triton: {why or 'they agree with torch'}"
+    ways, why = found()
+    words = f"int8 passes in Triton: {'they agree with torch' if ways else why}"
+    if ways and why:
+        words += f"; those with warps that fetch are not used, because {why}"
     key = f"int8 passes on {hardware.name}"
     if measured.recall(data_dir).get(key) != {"sentence": words}:
         measured.keep(data_dir, key, {"sentence": words})
-    return [] if why else [TritonPasses(torch.device("cuda"))]
+    return [TritonPasses(torch.device("cuda"), ways)] if ways else []
+
+
+def fault() -> str:
+    """Why no kernel can be used on this card, as the second half of a sentence; "" where they can."""
+    ways, why = found()
+    return "" if ways else why
 
 
 @cache
-def fault() -> str:
-    """Why the kernels can't be used on this card, as the second half of a sentence; "" where they agree with torch."""
+def found() -> tuple[Ways | None, str]:
+    """The best ways that agree with torch on this card, and why the last of the better ones don't."""
     if importlib.util.find_spec("triton") is None:
-        return "not without the package triton, which comes with torch for CUDA on Linux"
-    try:
-        check(torch.device("cuda"))
-    except Wrong as wrong:
-        return str(wrong)
-    except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
-        return f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-    return ""
+        return None, "not without the package triton, which comes with torch for CUDA on Linux"
+    device, why = torch.device("cuda"), ""
+    for ways in (HOPPER, HOPPER_IN_TRITON) if is_hopper(device) else (EARLIER,):
+        try:
+            check(device, ways)
+            return ways, why
+        except Wrong as wrong:
+            why = str(wrong)
+        except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
+            why = f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    return None, why
 
 
 class Wrong(Exception):
@@ -197,6 +236,32 @@ def kernels() -> Any:
     return triton_kernels
 
 
+def constant(name: str) -> int:
+    """Of those that triton_kernels.py has names for."""
+    return int(getattr(kernels(), name).value)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def gluon() -> Any:
+    from engine.torch_backend import gluon_kernels
+
+    return gluon_kernels
+
+
+def swizzled(x: Tensor, rows: int, columns: int) -> Any:
+    """Bytes as a descriptor that Gluon takes."""
+    from triton.experimental.gluon.language import NVMMASharedLayout, int8
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = NVMMASharedLayout.get_default_for([rows, columns], int8)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, columns], layout)
+
+
 def descriptor(x: Tensor, rows: int, columns: int) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -216,7 +281,7 @@ def _row(width: int) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def check(device: torch.device, ways: Ways | None = None, group: int = 128) -> None:
+def check(device: torch.device, ways: Ways, group: int = 128) -> None:
     """Every pass on small random tensors against torch, with a rest in every size; but for the widths of rows it
     compiles what the 4B model needs. Raises Wrong."""
     random = torch.Generator().manual_seed(0)
@@ -224,9 +289,9 @@ def check(device: torch.device, ways: Ways | None = None, group: int = 128) -> N
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random).to(device)
 
-    passes = TritonPasses(device, ways)
-    chunked = TritonPasses(device, passes.ways._replace(wide=0))
-    count, inputs, outputs = 13, 6 * group, 160  # whole chunks, and half a tile
+    # two programs for a dozen tiles, whole chunks, and a rest of tokens and outputs
+    passes, chunked = (TritonPasses(device, each, programs=2) for each in (ways, ways._replace(wide=0)))
+    count, inputs, outputs = 2 * ways.plain.m + 13, 6 * group, 416
     x = (normal(count, inputs) * normal(count, 1).exp()).bfloat16()
     modulation = Modulation(*(normal(width).bfloat16() for width in (inputs, inputs, outputs)))
     normed = F.layer_norm(x.float(), (inputs,), eps=1e-6) * (1 + modulation.scale.float()) + modulation.shift.float()
@@ -242,7 +307,7 @@ def check(device: torch.device, ways: Ways | None = None, group: int = 128) -> N
             check_products(passes, chunked, int8.weights(codes, scales, bits), dense, x, modulation.gate)
     for source, tokens, bound in (
         (x, passes.quantize(x), 2 * AGREE), (normed, passes.modulate(x, modulation, 1e-6), 2 * AGREE),
-        (x, chunked.quantize(x), AGREE),
+        (x, chunked.quantize(x), AGREE), (x, chunked.quantize(x[:, group:], x[:, :group]), AGREE),
     ):  # fmt: skip
         held("quantising", worth(tokens), source, bound)
     heads, angles, weight = normal(count, 3, 128).bfloat16(), normal(count, 64), normal(128).bfloat16()
