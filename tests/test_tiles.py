@@ -9,7 +9,7 @@ import torch
 
 from engine.catalog import SHIPPED
 from engine.packs import Component, open_pack
-from engine.torch_backend import autoencoder, vae
+from engine.torch_backend import autoencoder, decoder_card, vae
 from engine.torch_backend.vae import PictureDecoder, mosaic, spans
 from engine.types import Cancelled
 from tests.packs.writers import Dims, write_pack
@@ -169,6 +169,6 @@ def test_a_mosaic_takes_patches_from_everywhere() -> None:
 
 def test_statistics_for_a_card_are_the_group_norms() -> None:
     x = autoencoder.channels_last(torch.randn(1, 32, 9, 7, generator=torch.Generator().manual_seed(0)) + 3)
-    mean, variance = autoencoder.by_channel(x, 8)
+    mean, variance = decoder_card.Plain().statistics(x, 8)
     ours = torch.nn.functional.batch_norm(x, mean, variance, eps=1e-6)
     assert (ours - torch.nn.functional.group_norm(x, 8, eps=1e-6)).abs().max() < 1e-4

@@ -7,6 +7,7 @@ this needs triton; `chosen` is asked where that may be missing.
 """
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,6 +159,11 @@ def chosen(data_dir: Path, hardware: Hardware) -> list[TritonPasses]:
 @cache
 def fault() -> str:
     """Why the kernels can't be used on this card, as the second half of a sentence; "" where they agree with torch."""
+    return refusal(check)
+
+
+def refusal(check: Callable[[torch.device], None]) -> str:
+    """The same for kernels that `check` compiles and compares."""
     if importlib.util.find_spec("triton") is None:
         return "not without the package triton, which comes with torch for CUDA on Linux"
     try:
