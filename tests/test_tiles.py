@@ -153,6 +153,23 @@ def test_a_tile_sees_what_its_convolutions_do(
     assert apart < 1e-5 < cut
 
 
+@pytest.mark.parametrize("strip", [1 << 12, 1 << 14, 1 << 30])
+def test_a_card_decodes_the_same_in_strips(tiny: PictureDecoder, monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    """By torch alone, without Triton (test_triton.py), on the CPU; from single rows to everything at once."""
+    tokens = torch.randn(1, 6 * 4, 64, generator=torch.Generator().manual_seed(0))
+    whole = tiny.image(tokens, (6, 4))
+    monkeypatch.setattr(decoder_card, "on_card", lambda x: True)
+    monkeypatch.setattr(decoder_card, "STRIP", strip)
+    monkeypatch.setattr(decoder_card, "SCORES", strip)  # of 96 pixels with all: 37 kB
+    assert (tiny.image(tokens, (6, 4)) - whole).abs().max() < 1e-4 * whole.abs().max()
+
+
+def test_attention_in_strips() -> None:
+    query, key, value = torch.randn(3, 77, 512, generator=torch.Generator().manual_seed(0)) * 3
+    exact = torch.nn.functional.scaled_dot_product_attention(query[None], key[None], value[None])[0]
+    assert (decoder_card.attended(query, key, value) - exact).abs().max() < 1e-4
+
+
 def test_spans_cover_everything_once() -> None:
     for length, most in ((64, 64), (65, 64), (7, 3), (128, 48), (1, 5)):
         pieces = spans(length, most)

@@ -117,17 +117,15 @@ def test_a_norm_in_place_with_recorded_statistics(monkeypatch: pytest.MonkeyPatc
     assert out.data_ptr() == x.data_ptr() and off(out.float(), exact) < 0.004
 
 
-@pytest.mark.parametrize("tile", [0, 64])
-def test_the_decoder_by_its_kernels(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
-    component = open_pack(SHIPPED / "seedling-dense").vae
+@pytest.mark.parametrize("tile", [0, 32])
+def test_the_decoder_by_its_kernels(tiny_packs: Path, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """In float32 where they are interpreted, which cuts numbers to bfloat16 where a card rounds them."""
+    component = open_pack(tiny_packs / "dense").vae
+    dtype, bound = (torch.bfloat16, 0.02) if ON_CARD else (torch.float32, 1e-5)
     tokens = torch.randn(1, 4 * 3, 64, generator=torch.Generator().manual_seed(0))
     exact = decoder_of(component).image(tokens, (4, 3), tile)
     monkeypatch.setattr(decoder_card, "on_card", lambda x: True)
-    monkeypatch.setattr(decoder_card, "STRIP", 1 << 17)
-    decoder, pictures = PictureDecoder(component, torch.bfloat16, DEVICE), []
-    for passes in (decoder_card.Plain, decoder_card.Fused):
-        monkeypatch.setattr(decoder_card, "passes", passes)
-        pictures.append(decoder.image(tokens.to(DEVICE), (4, 3), tile).cpu())
-    errors = [off(each, exact) for each in pictures]
-    print(errors)
-    assert 0
+    monkeypatch.setattr(decoder_card, "passes", decoder_card.Fused)
+    monkeypatch.setattr(decoder_card, "STRIP", 1 << 14)
+    ours = PictureDecoder(component, dtype, DEVICE).image(tokens.to(DEVICE), (4, 3), tile)
+    assert off(ours.cpu(), exact) < bound
