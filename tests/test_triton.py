@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.torch_backend import fused
-from engine.catalog import SHIPPED
 from engine.packs import open_pack
+from engine.torch_backend import fused
 from engine.torch_backend.admission import Admission
 from tests.test_fused import model, off, velocity
 from tests.test_tiles import decoder_of

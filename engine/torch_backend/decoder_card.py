@@ -8,13 +8,14 @@ looks at, and statistics come from the whole picture: strips are exact.
 
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import chain, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.memory import SCORES, STRIP
 from engine.tiles import spans
 from engine.torch_backend import triton_passes
 from engine.torch_backend.triton_passes import held
@@ -22,8 +23,6 @@ from engine.torch_backend.triton_passes import held
 if TYPE_CHECKING:
     from engine.torch_backend.autoencoder import Attention, GroupNorm, ResnetBlock2D, Upsample2D
 
-STRIP = 1 << 26  # bytes that are convolved at a time
-SCORES = 1 << 27  # bytes of an attention's scores at a time
 PARTS = 1024  # programs that sum, about eight for each multiprocessor
 SUMMED, MAPPED = 4096, 8192  # values that a program sums or changes at a time
 Statistics = tuple[Tensor, Tensor]  # mean and variance of each channel's group, float32 [C]
@@ -72,12 +71,15 @@ def convolved(
     fits = spent and x.shape == shape
     out = x if fits else torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     ready = (prepare(x[:, :, max(0, start - 1) : stop + 1], False) for start, stop in strips)
-    # one strip ahead: its upper row may be written over now
-    for (start, stop), (part, _) in zip(strips, pairwise(chain(ready, [None])), strict=True):
+    waiting = [next(ready)]
+    for start, stop in strips:
+        product = in_order(convolve(waiting.pop()))
+        waiting.extend(islice(ready, 1))  # made now, because its upper row may be written over
         first = scale * min(1, start)
-        product = in_order(convolve(part))[:, :, first : first + scale * (stop - start)]
-        rows = slice(start, stop)
-        passes().add(product, conv.bias, beside and beside(rows), out[:, :, scale * start : scale * stop])
+        inside = product[:, :, first : first + scale * (stop - start)]
+        rows, target = slice(start, stop), slice(scale * start, scale * stop)
+        passes().add(inside, conv.bias, beside and beside(rows), out[:, :, target])
+        del product, inside  # else the next would be made beside them
     return out
 
 
