@@ -101,8 +101,8 @@ def attention(layer: "Attention", x: Tensor) -> Tensor:
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One head's attention [pixels, C], some queries at a time. Flash attention and cuDNN's end at 256 features; torch's
-    plain way makes all scores at once, in float32: 2 GB with their softmax for 1024 x 1024 pixels."""
+    """One head's attention [pixels, C], some queries at a time. Flash attention and cuDNN's end at 256 features;
+    torch's plain way makes all scores at once, in float32: 2 GB with their softmax for 1024 x 1024 pixels."""
     query = query * query.shape[1] ** -0.5
     out = torch.empty_like(query)
     for start, stop in spans(len(query), max(1, SCORES // (4 * len(key)))):
