@@ -15,6 +15,8 @@ SCRATCH = 80 << 20  # expanded rows of a packed layer, the matrix library's copi
 # Bytes, by dimensions, from which on a dense weight isn't copied into another number format, but cast when it is used:
 # a big linear layer takes much longer to multiply than to cast, and a convolution uses its weight for every pixel.
 BIG_WEIGHTS = {2: 16 << 20, 4: 1 << 20}
+STRIP = 1 << 26  # bytes that a card's decoder convolves at a time
+SCORES = 1 << 27  # bytes of its attention's scores at a time
 TILE_HALO = 4  # image tokens around a VAE tile that its convolutions look at
 
 
@@ -64,7 +66,11 @@ def need(
         decoder=decoder_bytes(pack.vae, dtype),
         encoding=encoding_bytes(pack, dtype),
         denoising=denoising,
-        decoding=pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype),
+        decoding=(
+            pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype)
+            if cpu
+            else card_bytes(pack, size, side, pixels, dtype)
+        ),
         recorded=0 if cpu else denoising,
     )
 
@@ -159,3 +165,14 @@ def feature_bytes(pack: Pack, size: tuple[int, int], side: int, dtype: str) -> i
     channels = pack.vae.config.get("decoder_block_out_channels") or pack.vae.config["block_out_channels"]
     latent_pixels = math.prod(size) * 4 // side**2
     return 6 * latent_pixels * WIDTH[dtype] * channels[-1]
+
+
+def card_bytes(pack: Pack, size: tuple[int, int], side: int, pixels: int, dtype: str) -> int:
+    """What a card takes to decode `pixels` at a time (torch_backend/decoder_card.py): at the last level a layer's input
+    and its output, and between them as much as is whole, or three strips; the low levels' result waits meanwhile.
+    Or the low levels themselves, with the attention's scores, their softmax and that rounded."""
+    channels = pack.vae.config.get("decoder_block_out_channels") or pack.vae.config["block_out_channels"]
+    last, before = (pixels * WIDTH[dtype] * channels[min(level, len(channels) - 1)] for level in (0, 1))
+    features = feature_bytes(pack, size, side, dtype)
+    scores = min(SCORES, 4 * (math.prod(size) * 4 // side**2) ** 2)
+    return max(features // 6 + before + last + min(max(before, 2 * last), 3 * STRIP), features + 5 * scores // 2)

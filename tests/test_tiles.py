@@ -1,15 +1,20 @@
 """Decoding in tiles against decoding in one piece: how far apart, no seams, bounded memory, stopping between tiles."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine import memory
 from engine.catalog import SHIPPED
 from engine.packs import Component, open_pack
-from engine.torch_backend import autoencoder, vae
+from engine.torch_backend import autoencoder, decoder_card, vae
 from engine.torch_backend.vae import PictureDecoder, mosaic, spans
 from engine.types import Cancelled
 from tests.packs.writers import Dims, write_pack
@@ -153,6 +158,76 @@ def test_a_tile_sees_what_its_convolutions_do(
     assert apart < 1e-5 < cut
 
 
+@pytest.mark.parametrize("strip", [1 << 12, 1 << 14, 1 << 30])
+def test_a_card_decodes_the_same_in_strips(tiny: PictureDecoder, monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    """By torch alone, without Triton (test_triton.py), on the CPU; from single rows to everything at once."""
+    tokens = torch.randn(1, 6 * 4, 64, generator=torch.Generator().manual_seed(0))
+    whole = tiny.image(tokens, (6, 4))
+    monkeypatch.setattr(decoder_card, "on_card", lambda x: True)
+    monkeypatch.setattr(decoder_card, "passes", decoder_card.Plain)
+    monkeypatch.setattr(decoder_card, "STRIP", strip)
+    monkeypatch.setattr(decoder_card, "SCORES", strip)  # of 96 pixels with all: 37 kB
+    assert (tiny.image(tokens, (6, 4)) - whole).abs().max() < 1e-4 * whole.abs().max()
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes alive of what was made in it, counted on the device `meta`, where nothing has values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = call(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            storage = StorageWeakRef(made.untyped_storage())
+            self.storages[storage.cdata] = storage, made.untyped_storage().nbytes()
+        self.storages = {key: each for key, each in self.storages.items() if not each[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+        return made
+
+
+class Lean(decoder_card.Plain):
+    """Makes what the kernels make, and nothing else."""
+
+    def statistics(self, x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.empty(x.shape[1]), torch.empty(x.shape[1])
+
+    def normed(self, x: torch.Tensor, norm: Any, found: Any, silu: bool, spent: bool) -> torch.Tensor:
+        return x if spent else torch.empty_like(x)
+
+    def add(self, x: torch.Tensor, bias: Any, beside: Any, out: torch.Tensor) -> torch.Tensor:
+        return out
+
+
+@pytest.mark.parametrize(("side", "most"), [(1024, 1.1e9), (512, 0.36e9)])
+def test_the_real_decoder_on_a_card_takes_what_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, most: float
+) -> None:
+    pack = open_pack(write_pack(tmp_path / "pack", "binary", Dims()))
+    config = pack.vae.config | {
+        "block_out_channels": [128, 256, 512, 512], "decoder_block_out_channels": None, "norm_num_groups": 32,
+        "latent_channels": 32, "layers_per_block": 2,
+    }  # fmt: skip
+    pack = replace(pack, vae=replace(pack.vae, config=config))
+    monkeypatch.setattr(decoder_card, "on_card", lambda x: True)
+    monkeypatch.setattr(decoder_card, "passes", Lean)
+    latents = torch.empty(1, 32, side // 8, side // 8, dtype=torch.bfloat16, device="meta")
+    with torch.device("meta"):
+        decoder = autoencoder.Decoder(config).to(torch.bfloat16, memory_format=torch.channels_last)
+        with torch.no_grad(), Alive() as alive:
+            decoder.high_levels(decoder.low_levels(latents, silent), silent)
+    predicted = memory.need(pack, (side, side), SIDE, "bfloat16", cpu=False, tile=0).decoding
+    assert 0.9 < alive.peak / predicted < 1.02 and alive.peak < most
+
+
+def test_attention_in_strips() -> None:
+    query, key, value = torch.randn(3, 77, 512, generator=torch.Generator().manual_seed(0)) * 3
+    exact = torch.nn.functional.scaled_dot_product_attention(query[None], key[None], value[None])[0]
+    assert (decoder_card.attended(query, key, value) - exact).abs().max() < 1e-4
+
+
 def test_spans_cover_everything_once() -> None:
     for length, most in ((64, 64), (65, 64), (7, 3), (128, 48), (1, 5)):
         pieces = spans(length, most)
@@ -169,6 +244,6 @@ def test_a_mosaic_takes_patches_from_everywhere() -> None:
 
 def test_statistics_for_a_card_are_the_group_norms() -> None:
     x = autoencoder.channels_last(torch.randn(1, 32, 9, 7, generator=torch.Generator().manual_seed(0)) + 3)
-    mean, variance = autoencoder.by_channel(x, 8)
+    mean, variance = decoder_card.Plain().statistics(x, 8)
     ours = torch.nn.functional.batch_norm(x, mean, variance, eps=1e-6)
     assert (ours - torch.nn.functional.group_norm(x, 8, eps=1e-6)).abs().max() < 1e-4

@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from engine.packs import open_pack
 from engine.torch_backend import fused
 from engine.torch_backend.admission import Admission
 from tests.test_fused import model, off, velocity
+from tests.test_tiles import decoder_of
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is missing: it comes with torch for CUDA", allow_module_level=True)
 
-from engine.torch_backend import triton_passes
+from engine.torch_backend import decoder_card, triton_passes
+from engine.torch_backend.autoencoder import GroupNorm, channels_last
 from engine.torch_backend.triton_passes import Tiles, TritonPasses, Ways, Wrong
+from engine.torch_backend.vae import PictureDecoder
 
 ON_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")
@@ -70,3 +74,57 @@ def test_fused_blocks_compute_what_blocks_compute(tiny_packs: Path, variant: str
     admission.settle()
     together, alone = (velocity(transformer, batch, torch.bfloat16) for batch in (3, 1))
     assert off(together[:1], alone) == 0 and off(together[1:2], alone) > 0.01
+
+
+def picture(channels: int, height: int, width: int, mean: float = 0) -> torch.Tensor:
+    """Random features bfloat16 [1, channels, height, width]."""
+    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0)) + mean
+    return channels_last(x.bfloat16().to(DEVICE))
+
+
+def test_what_is_between_convolutions_agrees_with_torch() -> None:
+    decoder_card.check(DEVICE)
+
+
+def test_a_wrong_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_card.Fused, "statistics", lambda self, x, groups: decoder_card.Plain().statistics(x, 1))
+    with pytest.raises(Wrong, match="a variance is .*% off"):
+        decoder_card.check(DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "height", "width"),
+    [(128, 32, 37, 53), (96, 32, 16, 16), (16, 2, 1, 1), (24, 8, 3, 50), (384, 32, 9, 9), (128, 1, 130, 130)],
+)
+def test_statistics_of_groups(channels: int, groups: int, height: int, width: int) -> None:
+    x = picture(channels, height, width, 100)  # bfloat16 has steps of a half there
+    mean, variance = decoder_card.Fused().statistics(x, groups)
+    grouped = x.double().reshape(groups, -1)
+    each = channels // groups
+    assert (mean - grouped.mean(1).repeat_interleave(each)).abs().max() < 1e-4
+    assert (variance - grouped.var(1, correction=0).repeat_interleave(each)).abs().max() < 1e-4
+
+
+def test_a_norm_in_place_with_recorded_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_card, "passes", decoder_card.Fused)
+    x = picture(128, 5, 7)
+    norm = GroupNorm(32, 128).to(DEVICE, torch.bfloat16).requires_grad_(False)
+    norm.statistics = torch.linspace(-1, 1, 128, device=DEVICE), torch.linspace(0.5, 2, 128, device=DEVICE)
+    mean, variance = (each[:, None, None] for each in norm.statistics)
+    exact = torch.nn.functional.silu((x.float() - mean) * (variance + norm.eps).rsqrt())
+    out = decoder_card.normalising(norm, x)(x, True)
+    assert out.data_ptr() == x.data_ptr() and off(out.float(), exact) < 0.004
+
+
+@pytest.mark.parametrize("tile", [0, 32])
+def test_the_decoder_by_its_kernels(tiny_packs: Path, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """In float32 where they are interpreted, which cuts numbers to bfloat16 where a card rounds them."""
+    component = open_pack(tiny_packs / "dense").vae
+    dtype, bound = (torch.bfloat16, 0.02) if ON_CARD else (torch.float32, 1e-5)
+    tokens = torch.randn(1, 4 * 3, 64, generator=torch.Generator().manual_seed(0))
+    exact = decoder_of(component).image(tokens, (4, 3), tile)
+    monkeypatch.setattr(decoder_card, "on_card", lambda x: True)
+    monkeypatch.setattr(decoder_card, "passes", decoder_card.Fused)
+    monkeypatch.setattr(decoder_card, "STRIP", 1 << 14)
+    ours = PictureDecoder(component, dtype, DEVICE).image(tokens.to(DEVICE), (4, 3), tile)
+    assert off(ours.cpu(), exact) < bound

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.torch_backend import decoder_card
+
 NORM_EPS = 1e-6
 
 Check = Callable[[], None]
@@ -31,12 +33,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.statistics is not None:
-            return self._normed(x, *self.statistics)
-        if x.is_cuda:
-            found = by_channel(x, self.num_groups)
-            if self.recording:
-                self.statistics = found
-            return self._normed(x, *found)
+            return F.batch_norm(x, *self.statistics, self.weight.float(), self.bias.float(), eps=self.eps)
         if not self.recording:
             return super().forward(x)
         out, mean, inverse = torch.native_group_norm(
@@ -46,19 +43,6 @@ class GroupNorm(nn.GroupNorm):
         variance = inverse.float() ** -2 - self.eps
         self.statistics = mean.float()[0].repeat_interleave(each), variance[0].repeat_interleave(each)
         return out
-
-    def _normed(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, variance, self.weight.float(), self.bias.float(), eps=self.eps)
-
-
-def by_channel(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of a channel's group, float32 [C] each, of x [1, C, h, w] in the order of `channels_last`,
-    which torch's own group norm on a card would copy into another order."""
-    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
-    sums = rows.sum(0, dtype=torch.float32), torch.linalg.vector_norm(rows, 2, 0, dtype=torch.float32).square()
-    mean, square = (each.view(groups, -1).mean(1) / len(rows) for each in sums)
-    each = x.shape[1] // groups
-    return mean.repeat_interleave(each), (square - mean.square()).clamp_min(0).repeat_interleave(each)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -76,6 +60,8 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if decoder_card.on_card(x):
+            return decoder_card.resnet(self, x)
         out = self.conv1(silu(self.norm1(x)))
         out = self.conv2(silu(self.norm2(out)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + out
@@ -93,6 +79,8 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list of one: released as `to_out.0`
 
     def forward(self, x: Tensor) -> Tensor:
+        if decoder_card.on_card(x):
+            return decoder_card.attention(self, x)
         pixels = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # [B, 1, pixels, channels]
         out = F.scaled_dot_product_attention(self.to_q(pixels), self.to_k(pixels), self.to_v(pixels))
         return x + self.to_out[0](out[:, 0]).transpose(1, 2).view(x.shape)
@@ -116,6 +104,8 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if decoder_card.on_card(x):
+            return decoder_card.upsampled(self, x)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -125,11 +115,6 @@ class UpDecoderBlock2D(nn.Module):
         widths = [in_channels] + [out_channels] * (layers - 1)
         self.resnets = nn.ModuleList(ResnetBlock2D(width, out_channels, groups) for width in widths)
         self.upsamplers = nn.ModuleList([] if last else [Upsample2D(out_channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
 
 
 class Decoder(nn.Module):
@@ -158,7 +143,11 @@ class Decoder(nn.Module):
         x = channels_last(x)
         for block in self.up_blocks:
             check()
-            x = block(x)
+            assert isinstance(block, UpDecoderBlock2D)
+            for layer in (*block.resnets, *block.upsamplers):  # not block(x), which would hold its x until its end
+                x = layer(x)
+        if decoder_card.on_card(x):
+            return decoder_card.convolved(self.conv_out, x, decoder_card.normalising(self.conv_norm_out, x), spent=True)
         return self.conv_out(silu(self.conv_norm_out(x)))
 
 

@@ -7,7 +7,8 @@ this needs triton; `chosen` is asked where that may be missing.
 """
 
 import importlib.util
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,18 +195,27 @@ def fault() -> str:
 @cache
 def found() -> tuple[Ways | None, str]:
     """The best ways that agree with torch on this card, and why the last of the better ones don't."""
-    if importlib.util.find_spec("triton") is None:
-        return None, "not without the package triton, which comes with torch for CUDA on Linux"
-    device, why = torch.device("cuda"), ""
-    for ways in (HOPPER, HOPPER_IN_TRITON) if is_hopper(device) else (EARLIER,):
-        try:
-            check(device, ways)
+    why = ""
+    for ways in (HOPPER, HOPPER_IN_TRITON) if is_hopper(torch.device("cuda")) else (EARLIER,):
+        refused = refusal(partial(check, ways=ways))
+        if not refused:
             return ways, why
-        except Wrong as wrong:
-            why = str(wrong)
-        except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
-            why = f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        why = refused
     return None, why
+
+
+def refusal(check: Callable[[torch.device], None]) -> str:
+    """Why the kernels that `check` compiles and compares can't be used on this card, as the second half of a sentence;
+    "" where they agree with torch."""
+    if importlib.util.find_spec("triton") is None:
+        return "not without the package triton, which comes with torch for CUDA on Linux"
+    try:
+        check(torch.device("cuda"))
+    except Wrong as wrong:
+        return str(wrong)
+    except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
+        return f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    return ""
 
 
 class Wrong(Exception):
