@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,10 @@ WARM = 2  # rounds before a product is timed
 SETTLE = 2.0  # seconds that a stopped process's queued work may still take on the card
 PROMPT = "a bonsai tree in a quiet ceramic studio, soft morning light"
 E4M3_MAX = 448.0
+COMPILE = 80  # seconds after which gemlite is measured with the kernels that are there
+TUNE = 20  # seconds in which it measures its candidates
+THREADS = 3  # that compile kernels, for each of five shapes
+ROW = 10  # calls of a product that are timed together, so that launching the next hides behind the last
 Size = tuple[int, int]
 Part = Iterator[None]
 Made = tuple[float, Picture]  # and its seconds
@@ -496,95 +501,112 @@ def put(module: nn.Module, twin: Callable[[nn.Linear], nn.Module]) -> None:
 
 
 def gemlite(bench: Bench) -> Part:
-    twin = gemlite_twin(bench)
-    transformer = bare_transformer(bench, twin)
-    joint, counts = layers_of(bench)[-2:], [1, 16, TEXT, *(sum(bench.tokens(size)) for size in bench.sizes)]
-    layers = {pair: twin(nn.Linear(*pair, bias=False, device="meta")) for pair in joint}
     started = time.perf_counter()
-    compile_kernels(bench)
-    bench.say(kernels_after_s=round(time.perf_counter() - started, 1))
+    compiling = compile_kernels(bench) if bench.cuda else []
+    make = gemlite_layer(bench)
+    transformer = bare_transformer(bench, lambda layer: make(*ternary(bench, layer)))
+    bench.say(built_s=round(time.perf_counter() - started, 1))
+    failed = finish(compiling, started + COMPILE)
+    bench.say(kernels_after_s=round(time.perf_counter() - started, 1), shapes_cut_off=failed)
     bench.forget()
     yield
     with bench.quiet(), torch.inference_mode():
+        hurry = Hurry(TUNE) if bench.cuda else None
         for size in bench.sizes:
             work, start = step(bench, transformer, size), time.perf_counter()
             finite = bool(work().isfinite().all())  # here it chooses among its block sizes
-            tuned = round(time.perf_counter() - start, 1)
-            bench.say(way="alone", size=size, step_s=bench.median(work, 5), finite=finite, tuned_s=tuned)
-        compare_products(bench, layers, counts)
+            tuned, passed = round(time.perf_counter() - start, 1), hurry.passed if hurry else 0
+            bench.say(way="alone", size=size, step_s=bench.median(work, 5), finite=finite, tuned_s=tuned,
+                      candidates_passed_over=passed)  # fmt: skip
+        compare_products(bench, make)
+        if bench.cuda:
+            one_graph(bench, transformer)
 
 
 def layers_of(bench: Bench) -> list[Size]:
-    """(inputs, outputs) of all packed layers; the last two are those of the single blocks."""
+    """(inputs, outputs) of all packed layers."""
     from tests.floor import products
 
-    found = dict.fromkeys((k, n) for _, k, n in products(bench.configs.transformer, bench.tokens(bench.sizes[-1])))
-    single = list(found)[:2]
-    return [*(pair for pair in found if pair not in single), *single]
+    return [*dict.fromkeys((k, n) for _, k, n in products(bench.configs.transformer, bench.tokens(bench.sizes[-1])))]
 
 
-def compile_kernels(bench: Bench) -> None:
+def compile_kernels(bench: Bench) -> list[subprocess.Popen[bytes]]:
     """All candidates of gemlite's own choice of block sizes, into Triton's cache on disk: a process for each shape,
-    since each shape compiles a dozen kernels anew."""
+    since each shape compiles a dozen kernels anew. They do for every number of tokens here."""
     command = [sys.executable, "-m", "tests.cuda_parts", "kernels", "--device", bench.device]
     command += ["--small"] if bench.small else []
-    started = [
+    return [
         subprocess.Popen([*command, "--layer", *map(str, pair)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         for pair in layers_of(bench)
     ]
-    for process in started:
-        process.wait()
+
+
+def finish(processes: list[subprocess.Popen[bytes]], end: float) -> int:
+    """Wait until `end` at most; how many were killed or had failed."""
+    failed = 0
+    for process in processes:
+        try:
+            failed += process.wait(max(0.1, end - time.perf_counter())) != 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            failed += 1
+    return failed
 
 
 def kernels(bench: Bench) -> Part:
-    layer = gemlite_twin(bench)(nn.Linear(*bench.layer, bias=False, device="meta"))
-    wide = sum(bench.tokens(bench.sizes[-1]))
-    with torch.inference_mode():
-        for m in (wide, 16, 1) if bench.layer in layers_of(bench)[-2:] else (wide,):
-            layer(random_like(bench, m, bench.layer[0], dtype=torch.float16))
-            bench.wait()
+    """The kernels of one shape, by several threads, without starting one on the card."""
+    from gemlite.core import GEMLITE_TRITON_KERNELS
+    from triton import AsyncCompileMode
+
+    def compile_only(kernel: Any, *args: Any, warmup: bool, **named: Any) -> None:
+        kernel.warmup(*args, **named)
+
+    for kernel in (kernel for each in GEMLITE_TRITON_KERNELS for kernel in each.kernel):
+        kernel.run = partial(compile_only, kernel)
+    layer = gemlite_layer(bench)(*ternary(bench, nn.Linear(*bench.layer, bias=False, device="meta")))
+    x = random_like(bench, sum(bench.tokens(bench.sizes[-1])), bench.layer[0], dtype=torch.float16)
+    with torch.inference_mode(), AsyncCompileMode(ThreadPoolExecutor(THREADS)):
+        layer(x)
     yield
 
 
-def hurry() -> None:
-    """Triton's choice among candidates in a tenth of the time that it would take."""
-    from gemlite.core import GEMLITE_TRITON_KERNELS
-    from triton.testing import do_bench
+class Hurry:
+    """Triton's choice among candidates in a tenth of the time that it would take; after `seconds` it takes the best of
+    those that it has measured."""
 
-    for kernel in (kernel for each in GEMLITE_TRITON_KERNELS for kernel in each.kernel):
-        kernel.do_bench = lambda call, quantiles: do_bench(call, warmup=3, rep=12, quantiles=quantiles)
+    def __init__(self, seconds: float) -> None:
+        from gemlite.core import GEMLITE_TRITON_KERNELS
+
+        self._end = time.perf_counter() + seconds
+        self.passed = 0
+        for kernel in (kernel for each in GEMLITE_TRITON_KERNELS for kernel in each.kernel):
+            kernel.do_bench = self._measure
+
+    def _measure(self, call: Callable[[], object], quantiles: Any) -> Any:
+        from triton.testing import do_bench
+
+        if time.perf_counter() < self._end:
+            return do_bench(call, warmup=3, rep=12, quantiles=quantiles)
+        self.passed += 1
+        return [float("inf")] * len(quantiles)
 
 
-def gemlite_twin(bench: Bench) -> Callable[[nn.Linear], nn.Module]:
-    """The layer with random ternary codes: 2 bits, groups of 128, bytes along the inputs, float16, as released."""
+def ternary(bench: Bench, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Random codes of a layer, one a byte, and scales of groups of 128 inputs."""
+    codes = torch.randint(0, 3, layer.weight.shape, dtype=torch.uint8, device=bench.device)
+    groups = layer.in_features // GROUP
+    scales = torch.rand(layer.out_features, groups, device=bench.device) + 0.5
+    return codes, (scales * layer.in_features**-0.5).half()
 
-    def parts(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        codes = torch.randint(0, 3, layer.weight.shape, dtype=torch.uint8, device=bench.device)
-        groups = layer.in_features // GROUP
-        scales = torch.rand(layer.out_features, groups, device=bench.device) + 0.5
-        return codes, (scales * layer.in_features**-0.5).half()
 
+def gemlite_layer(bench: Bench) -> Callable[[Tensor, Tensor], nn.Module]:
+    """What makes a layer of codes and scales: 2 bits, bytes along the inputs, float16, as released."""
     if not bench.cuda:
-        return lambda layer: Stand(*parts(layer))
+        return Stand
     from gemlite.helper import A16Wn
 
-    hurry()
     maker = A16Wn(device=bench.device + ":0", dtype=torch.float16, packing_bitwidth=8)
-    checked = False
-
-    def twin(layer: nn.Linear) -> nn.Module:
-        nonlocal checked
-        codes, scales = parts(layer)
-        made = maker.from_weights(codes, scales, torch.ones_like(scales), 2, GROUP)
-        if not checked:
-            checked = True
-            x, plain = random_like(bench, 64, layer.in_features, dtype=torch.float16), Stand(codes, scales)
-            with torch.inference_mode():
-                off = (made(x).float() - plain(x).float()).norm() / plain(x).float().norm()
-            bench.say(error=round(off.item(), 5))
-        return made
-
-    return twin
+    return lambda codes, scales: maker.from_weights(codes, scales, torch.ones_like(scales), 2, GROUP)
 
 
 class Stand(nn.Module):
@@ -628,21 +650,41 @@ def step(bench: Bench, transformer: nn.Module, size: Size) -> Callable[[], Tenso
     return lambda: transformer(hidden, words, sigma, *ids, lambda: None)
 
 
-def compare_products(bench: Bench, layers: dict[Size, nn.Module], counts: list[int]) -> None:
+def one_graph(bench: Bench, transformer: nn.Module) -> None:
+    """The same steps replayed as our engine replays its own, so that launching from Python doesn't count."""
+    from engine.torch_backend.graph import Graphs
+
+    graphs = Graphs(transformer, lambda: True, None, lambda words: bench.say(failed=words))
+    for size in bench.sizes:
+        bench.say(way="alone, one graph", size=size, step_s=bench.median(step(bench, graphs, size), 5))
+
+
+def in_a_row(work: Callable[[], object]) -> None:
+    for _ in range(ROW):
+        work()
+
+
+def compare_products(bench: Bench, make: Callable[[Tensor, Tensor], nn.Module]) -> None:
     """gemlite's products against a layer expanded, then multiplied by cuBLAS, and cuBLAS alone; milliseconds."""
     from engine.torch_backend.linear import CENTRES, expand
+    from tests.floor import products
 
-    for (k, n), layer in layers.items():
+    config = bench.configs.transformer
+    for m, k, n in dict.fromkeys(shape for size in bench.sizes for shape in products(config, bench.tokens(size))):
+        parts = ternary(bench, nn.Linear(k, n, bias=False, device="meta"))
+        layer, plain = make(*parts), Stand(*parts)
         codes = torch.randint(0, 171, (n, k // 4), dtype=torch.uint8, device=bench.device)
         scales, w = random_like(bench, n, k // GROUP), random_like(bench, n, k)
-        for m in counts:
-            x, x16 = random_like(bench, m, k), random_like(bench, m, k, dtype=torch.float16)
-            def expanded(x: Tensor = x, codes: Tensor = codes, scales: Tensor = scales) -> Tensor:
-                return F.linear(x, expand(codes, scales, -scales, 2, bench.dtype, CENTRES[2]))
+        x, x16 = random_like(bench, m, k), random_like(bench, m, k, dtype=torch.float16)
 
-            ways = {"gemlite": partial(layer, x16), "expand": expanded, "cublas": partial(F.linear, x, w)}
-            times = {f"{name}_ms": round(1e3 * bench.median(work), 3) for name, work in ways.items()}
-            bench.say(product=[m, k, n], **times)
+        def expanded(x: Tensor = x, codes: Tensor = codes, scales: Tensor = scales) -> Tensor:
+            return F.linear(x, expand(codes, scales, -scales, 2, bench.dtype, CENTRES[2]))
+
+        ways = {"gemlite": partial(layer, x16), "expand": expanded, "cublas": partial(F.linear, x, w)}
+        took = {name: bench.median(partial(in_a_row, work)) / ROW for name, work in ways.items()}
+        times = {f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in took.items()}
+        off = (layer(x16).float() - plain(x16).float()).norm() / plain(x16).float().norm()
+        bench.say(product=[m, k, n], **times, off=round(off.item(), 5))
 
 
 PARTS: dict[str, Callable[[Bench], Part]] = {  # in the order in which they measure
