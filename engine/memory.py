@@ -23,7 +23,7 @@ TILE_HALO = 4  # image tokens around a VAE tile that its convolutions look at
 @dataclass(frozen=True, slots=True)
 class Need:
     """Predicted bytes. `peak` is the most at any moment, libraries included; the others are the parts it is made of.
-    `recorded` is what a card's graphs of steps hold (torch_backend/graph.py), until the text encoder must leave."""
+    `recorded` is what a card's graphs of steps hold (torch_backend/graph.py)."""
 
     libraries: int
     encoder: int
@@ -34,13 +34,14 @@ class Need:
     decoding: int
     recorded: int = 0
 
-    def peak(self, keep_text_encoder: bool) -> int:
-        """The worst of the three phases. A kept text encoder is in memory in all of them."""
-        kept, recorded = (self.encoder, self.recorded) if keep_text_encoder else (0, 0)
-        return self.libraries + max(
-            self.encoder + self.encoding,
-            kept + self.transformer + self.decoder + max(self.denoising, recorded + self.decoding),
-        )
+    def peak(self, keep_text_encoder: bool, hand_back: bool = False) -> int:
+        """The worst of the three phases. A kept text encoder is in memory in all of them, and on a card all other
+        weights are; its graphs too, unless their memory is handed back before decoding."""
+        recorded = 0 if hand_back else self.recorded
+        weights = self.transformer + self.decoder
+        reading = self.encoding + (weights + recorded if self.recorded else 0)
+        making = weights + max(self.denoising, recorded + self.decoding)
+        return self.libraries + max(self.encoder + reading, (self.encoder if keep_text_encoder else 0) + making)
 
 
 def need(

@@ -37,8 +37,9 @@ class Plan:
     """`backend` 'torch', 'mlx' or 'fake', `device` 'cpu', 'cuda' or 'mps', `dtype` of the activations: 'float32' or
     'bfloat16'.
 
-    `keep_text_encoder`: it stays in memory between prompts. `vae_tile`: pixels a side of the tiles in which the picture
-    is decoded, 0 for one piece. `batch` pictures at a time: one, since arithmetic and not the weights sets the pace.
+    `keep_text_encoder`: it stays in memory between prompts. `hand_back`: what denoising took, on a card its graphs, is
+    handed back before decoding. `vae_tile`: pixels a side of the tiles in which the picture is decoded, 0 for one
+    piece. `batch` pictures at a time: one, since arithmetic and not the weights sets the pace.
     `int8`: packed layers are multiplied as bytes where their activations bear it (torch_backend/admission.py).
     `peak_bytes` is what the process (on a card, and for MLX: its allocator) is predicted to take at most,
     `working_bytes` what of that comes and goes while the picture is made.
@@ -49,6 +50,7 @@ class Plan:
     dtype: str
     why: str
     keep_text_encoder: bool = True
+    hand_back: bool = False
     vae_tile: int = 0
     batch: int = 1
     peak_bytes: int = 0
@@ -138,7 +140,7 @@ def plan(
     size = _size(request, pack.notes.sizes, side)
     room = available or (hardware.memory_bytes if hardware.kind == where.device else 0)
     way, needed = _cheapest(where, pack, size, side, room)
-    peak = needed.peak(way.keep_text_encoder)
+    peak = needed.peak(way.keep_text_encoder, way.hand_back)
     if room and peak > room:
         raise BadRequest(_too_big(where, pack, request, size, side, room, peak))
     working = max(needed.denoising, needed.decoding)
@@ -151,6 +153,7 @@ class _Way:
     """One way to arrange the memory of a picture."""
 
     keep_text_encoder: bool
+    hand_back: bool
     vae_tile: int
 
 
@@ -158,12 +161,14 @@ def _ways(where: Plan, pack: Pack, size: tuple[int, int]) -> list[_Way]:
     """From the fastest arrangement to the smallest.
 
     An encoder of gigabytes in main memory always leaves: its pages come back from the file cache in a moment, and the
-    memory is more use to whatever else runs on the machine. On a card it stays where there is room.
+    memory is more use to whatever else runs on the machine. On a card it stays where there is room, as graphs do.
     """
     small = memory.encoder_bytes(pack, where.dtype) < BIG_ENCODER
     tiles = VAE_TILES if where.device != "cuda" and size[0] * size[1] > WHOLE_PIXELS else (0, *VAE_TILES)
-    ways = [_Way(small, tile) for tile in tiles]
-    return ways if small or where.device != "cuda" else [_Way(True, tiles[0]), *ways]
+    if where.device != "cuda":
+        return [_Way(small, not small, tile) for tile in tiles]
+    first = [_Way(True, False, tiles[0]), _Way(small, False, tiles[0])]
+    return [*first, *(_Way(small, True, tile) for tile in tiles)]
 
 
 def _cheapest(
@@ -173,7 +178,7 @@ def _cheapest(
     for way in _ways(where, pack, size):
         count = memory_mlx.need if where.backend == "mlx" else partial(memory.need, int8=where.int8)
         needed = count(pack, size, side, where.dtype, cpu=where.device == "cpu", tile=way.vae_tile)
-        if not room or needed.peak(way.keep_text_encoder) <= room:
+        if not room or needed.peak(way.keep_text_encoder, way.hand_back) <= room:
             break
     return way, needed
 
@@ -187,7 +192,7 @@ def _too_big(
     for width in range(size[0] // step * step, 0, -step):
         height = max(step, round(width * size[1] / size[0] / step) * step)
         way, needed = _cheapest(where, pack, (width, height), side, room)
-        if height <= size[1] and needed.peak(way.keep_text_encoder) <= room:
+        if height <= size[1] and needed.peak(way.keep_text_encoder, way.hand_back) <= room:
             return f"{need} are available: the largest size that fits is {width}x{height}"
     return f"{need} are available, and no smaller size fits: close other programs or choose a smaller model"
 

@@ -54,9 +54,13 @@ def test_keeping_the_text_encoder_costs_its_bytes(packs: dict[str, Pack]) -> Non
     assert need(packs["ternary"], cpu=False).libraries == 0
 
 
-def test_a_card_holds_recorded_steps_while_it_decodes_unless_the_encoder_leaves(packs: dict[str, Pack]) -> None:
+def test_a_card_holds_its_weights_and_recorded_steps_unless_they_are_handed_back(packs: dict[str, Pack]) -> None:
     cpu, card = (need(packs["ternary"], (1024, 1024), cpu=cpu) for cpu in (True, False))
     assert card.decoding > card.denoising > 0
     rest = cpu.peak(False) - cpu.libraries - cpu.decoding
-    assert card.peak(False) == rest + card.decoding
-    assert card.peak(True) == card.peak(False) + card.encoder + card.denoising
+    assert card.peak(False, hand_back=True) == rest + card.decoding
+    assert card.peak(False) == rest + card.decoding + card.denoising
+    assert card.peak(True) == card.peak(False) + card.encoder
+    reading = need(packs["ternary"], (16, 16), cpu=False)
+    weights = reading.transformer + reading.decoder + reading.recorded
+    assert reading.peak(False) == reading.encoder + reading.encoding + weights

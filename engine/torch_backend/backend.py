@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -28,30 +29,69 @@ from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
 
 
 class Clock:
-    """Wall-clock seconds of a picture's parts, with the work queued on a CUDA device counted where it was queued."""
+    """Wall-clock seconds of a picture's parts. A card's queue is marked, not waited for: it never runs empty then."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self._start = self._last = perf_counter()
-        self._spent = dict.fromkeys(("load", "encode", "denoise", "decode"), 0.0)
+        self._marks: list[tuple[str, Mark]] = [("", perf_counter())]
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def on(self, device: torch.device) -> None:
+        """What follows is done there; before the first lap."""
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self._marks = [("", self._marks[0][1]), ("", perf_counter()), ("", self._mark())]
 
     def lap(self, part: str) -> None:
         """What was done since the last lap belongs to this part."""
-        before = self._last
-        self.skip()
-        self._spent[part] += self._last - before
+        self._marks.append((part, self._mark()))
 
     def skip(self) -> None:
         """What was done since the last lap belongs to none, but to the total."""
-        self.wait()
-        self._last = perf_counter()
+        self.lap("")
+
+    def done(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Each of the steps when it is computed and, on a card, the next one queued; the last one as soon as it is."""
+        if self.device.type != "cuda":
+            yield from steps
+            return
+        waiting: tuple[Tensor, torch.cuda.Event] | None = None
+        for latents in steps:
+            if waiting is not None:
+                waiting[1].synchronize()
+                yield waiting[0]
+            waiting = latents, self._event()
+        if waiting is not None:
+            yield waiting[0]
 
     def seconds(self) -> Seconds:
-        return Seconds(**self._spent, total=self._last - self._start)
+        """Waits for the card, if nobody has."""
+        spent = dict.fromkeys(("", "load", "encode", "denoise", "decode"), 0.0)
+        for (_, before), (part, mark) in pairwise(self._marks):
+            spent[part] += _between(before, mark)
+        total = sum(spent.values())
+        del spent[""]
+        return Seconds(**spent, total=total)
+
+    def _mark(self) -> "Mark":
+        return self._event() if self.device.type == "cuda" else perf_counter()
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+Mark = float | torch.cuda.Event  # a moment of the computer, or of a card's queue
+
+
+def _between(before: Mark, after: Mark) -> float:
+    if isinstance(before, float) and isinstance(after, float):
+        return after - before
+    if isinstance(before, float) or isinstance(after, float):
+        return 0.0  # the same moment, marked both ways (Clock.on)
+    after.synchronize()
+    return before.elapsed_time(after) / 1000
 
 
 class Making(NamedTuple):
@@ -108,7 +148,7 @@ class TorchBackend:
         model = self._open(catalog.find(request.model, self.data_dir))
         request = plan.complete(request, model.pack)
         making = Making(model, request, self._decide(model.pack, request), check, clock)
-        clock.device = placed(making.decided)[1]
+        clock.on(placed(making.decided)[1])
         if clock.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(clock.device)
         embeddings, encoded = model.embeddings.get(request.prompt), None
@@ -152,16 +192,15 @@ class TorchBackend:
         model, request, decided, check, clock = making
 
         def shown(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-            if not decided.keep_text_encoder:
+            if decided.hand_back:
                 give_back()
             return model.decode(torch.from_numpy(tokens).to(clock.device), grid, decided, check)
 
         total, previews = model.recent.steps_to_make(request), Previews(shown)
         yield Step(0, total)
         clock.skip()
-        made = model.denoised(request, embeddings, clock.device, check)
+        made = clock.done(model.denoised(request, embeddings, clock.device, check))
         for index, latents in enumerate(made, start=1):  # noqa: B007 the last are returned
-            clock.wait()  # a Step is reported when it is computed, not when it is queued
             assert model.on_the_way is not None
             wanted = self.previews and index < total
             yield Step(index, total, previews.after(*model.on_the_way) if wanted else None)
@@ -172,7 +211,7 @@ class TorchBackend:
 
     def _decoded(self, making: Making, latents: Tensor) -> Picture:
         model, request, decided, check, clock = making
-        if not decided.keep_text_encoder:
+        if decided.hand_back:
             if model.graphs:
                 model.graphs.clear()
             give_back()

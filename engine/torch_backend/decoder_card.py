@@ -44,7 +44,7 @@ def resnet(block: "ResnetBlock2D", x: Tensor) -> Tensor:
 
 
 def upsampled(layer: "Upsample2D", x: Tensor) -> Tensor:
-    return convolved(layer.conv, x, lambda part, _: F.interpolate(part, scale_factor=2.0, mode="nearest"), scale=2)
+    return convolved(layer.conv, x, lambda part, _: passes().doubled(part), scale=2)
 
 
 def convolved(
@@ -139,6 +139,10 @@ class Plain:
         out = F.batch_norm(x, *found, norm.weight.float(), norm.bias.float(), eps=norm.eps)
         return F.silu(out, inplace=True) if silu else out
 
+    def doubled(self, x: Tensor) -> Tensor:
+        """Every pixel four times: twice as high, twice as wide."""
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
     def add(self, x: Tensor, bias: Tensor, beside: Tensor | None, out: Tensor) -> Tensor:
         """x + bias (+ `beside`) in `out`, which may be x."""
         torch.add(x, bias[:, None, None], out=out)
@@ -171,6 +175,13 @@ class Fused(Plain):
     def normed(self, x: Tensor, norm: "GroupNorm", found: Statistics, silu: bool, spent: bool) -> Tensor:
         out = x if spent else torch.empty_like(x)
         self._map("normed", x, *found, norm.weight, norm.bias, out, eps=norm.eps, SILU=silu)
+        return out
+
+    def doubled(self, x: Tensor) -> Tensor:
+        _, width, lines, columns = x.shape
+        shape = 1, width, 2 * lines, 2 * columns
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        self._map("doubled", x, out, columns=columns)
         return out
 
     def add(self, x: Tensor, bias: Tensor, beside: Tensor | None, out: Tensor) -> Tensor:
@@ -213,6 +224,7 @@ def check(device: torch.device) -> None:
     found = ours.statistics(x, 32)
     for what, each, exact in zip(("a mean", "a variance"), found, plain.statistics(x.float(), 32), strict=True):
         held(what, each, exact)
+    held("a doubling", ours.doubled(x), plain.doubled(x))
     for silu in (False, True):
         exact = F.group_norm(x.float(), 32, norm.weight.float(), norm.bias.float(), norm.eps)
         held("a norm", ours.normed(x, norm, found, silu, False), F.silu(exact) if silu else exact)

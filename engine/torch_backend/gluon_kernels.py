@@ -41,7 +41,7 @@ def results_layout(columns):
 @gluon.jit
 def fetch(x, w, ring, sizes, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, BAND: gl.constexpr):
     """One warp: both halves' tokens and the weights of every K inputs of every tile, as stages become free."""
-    values, weights, ready, free = ring
+    values, weights, ready, free, _ = ring
     down, across, inputs = sizes
     STAGES: gl.constexpr = weights.shape[0]
     turn = 0
@@ -80,7 +80,7 @@ def multiply(
 @gluon.jit
 def summed(ring, inputs, turn, HALF: gl.constexpr, K: gl.constexpr):
     """int32 [M / 2, N] over all inputs. While a stage is multiplied the next one is already queued behind it."""
-    values, weights, ready, free = ring
+    values, weights, ready, free, _ = ring
     STAGES: gl.constexpr = weights.shape[0]
     sums = gl.full([values.shape[1], weights.shape[1]], 0, gl.int32, sums_layout())
     for k in range(0, inputs, K):
@@ -99,9 +99,9 @@ def summed(ring, inputs, turn, HALF: gl.constexpr, K: gl.constexpr):
 
 @gluon.jit
 def summed_by_chunk(ring, steps, mask, tokens, inputs, turn, HALF: gl.constexpr, K: gl.constexpr, CHUNK: gl.constexpr):
-    """float32 [M / 2, N], in the tokens' steps: one for every CHUNK inputs, `tokens` further each. While one group of
-    warps turns its integers into floats the other one's are multiplied."""
-    values, weights, ready, free = ring
+    """float32 [M / 2, N], in the tokens' steps: one for every CHUNK inputs, `tokens` further each. The two groups of
+    warps take turns: while one's integers become floats the other one's are multiplied."""
+    values, weights, ready, free, turns = ring
     STAGES: gl.constexpr = weights.shape[0]
     sums = gl.full([values.shape[1], weights.shape[1]], 0, gl.int32, sums_layout())
     product = gl.full([values.shape[1], weights.shape[1]], 0, gl.float32, sums_layout())
@@ -110,8 +110,12 @@ def summed_by_chunk(ring, steps, mask, tokens, inputs, turn, HALF: gl.constexpr,
         for part in gl.static_range(CHUNK // K):
             stage = (turn + part) % STAGES
             mbarrier.wait(ready.index(stage), (turn + part) // STAGES & 1)
+            if part == 0:
+                mbarrier.wait(turns.index(HALF), (turn // (CHUNK // K) & 1) ^ (1 - HALF))
             tile = values.index(2 * stage + HALF)
             flying = warpgroup_mma(tile, weights.index(stage).permute((1, 0)), sums, use_acc=part > 0, is_async=True)
+            if part == CHUNK // K - 1:
+                mbarrier.arrive(turns.index(1 - HALF))
             sums = warpgroup_mma_wait(0 if part == CHUNK // K - 1 else 1, deps=(flying,))
         for part in gl.static_range(CHUNK // K):
             mbarrier.arrive(free.index((turn + part) % STAGES))
@@ -164,10 +168,13 @@ def product(
     weights = gl.allocate_shared_memory(gl.int8, [STAGES, N, K], w.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
         mbarrier.init(free.index(stage), count=2)
-    ring = values, weights, ready, free
+    for half in gl.static_range(2):
+        mbarrier.init(turns.index(half), count=1)
+    ring = values, weights, ready, free, turns
     sizes = gl.cdiv(tokens, M), gl.cdiv(outputs, N // 2 if END == GATED else N), inputs
     ends = w_steps, gates, out, outputs, stride
     gl.warp_specialize(

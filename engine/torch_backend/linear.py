@@ -47,7 +47,7 @@ def expand(
 
     `centre` is given where `biases == centre * scales`, and saves reading them.
     """
-    if codes.is_cuda and dtype == torch.bfloat16 and (card := _card_kernels()) is not None:
+    if codes.is_cuda and dtype == torch.bfloat16 and (card := card_kernels()) is not None:
         return card.half_weights(codes, scales, biases, bits, centre)
     table = code_table(bits, dtype, centre or 0.0, codes.device)
     # int32, because torch takes a uint8 index for a mask, and int64 would be twice the bytes
@@ -61,8 +61,8 @@ def expand(
 
 
 @cache
-def _card_kernels() -> Any:
-    """The module that expands in one pass on a card, None where that can't be: then torch does it in five."""
+def card_kernels() -> Any:
+    """The module that does in one pass on a card what torch does in several, None where that can't be."""
     if importlib.util.find_spec("triton") is None:
         return None
     from engine.torch_backend import triton_passes

@@ -208,7 +208,8 @@ class Model:
         finally:
             if self.admission:
                 self.admission.clear()
-        self.recent.put(request, latents.cpu().numpy())
+        # a card is not waited for: this is there when the picture is, before the next one can ask for it
+        self.recent.put(request, latents.to("cpu", non_blocking=True).numpy())
 
 
 def _graphs(run: Callable[..., Tensor], admission: Admission | None, data_dir: Path, hardware: Hardware) -> Graphs:

@@ -44,7 +44,7 @@ class Qwen3Attention(nn.Module):
         """[B, L, hidden] -> the same; `mask` bool [B, 1, L, L], true where a row may look."""
         projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in projected)
-        query, key = turned(self.q_norm(query), rotary), turned(self.k_norm(key), rotary)
+        query, key = normed_and_turned(query, self.q_norm, rotary), normed_and_turned(key, self.k_norm, rotary)
         key, value = (part.repeat_interleave(self.shared_by, dim=1) for part in (key, value))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
@@ -94,6 +94,16 @@ class Qwen3Model(nn.Module):
         yield x
         for layer in self.layers:
             yield (x := layer(x, may_look, rotary))
+
+
+def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary) -> Tensor:
+    """[B, heads, L, head_dim]: on a card one pass over one prompt's, else a dozen."""
+    if x.is_cuda and len(x) == 1 and x.dtype == torch.bfloat16 and (card := linear.card_kernels()) is not None:
+        assert norm.eps is not None
+        out = torch.empty_like(rows := x[0].transpose(0, 1))
+        card.turn(rows, norm.weight, norm.eps, rotary, out, apart=True)
+        return out.transpose(0, 1)[None]
+    return turned(norm(x), rotary)
 
 
 def turned(x: Tensor, rotary: Rotary) -> Tensor:

@@ -61,11 +61,19 @@ def int8_weights(
     source = (second * outputs + output)[:, None] * row_units + column[None]
     four = four_codes(codes, source, mask, BITS)
     factor = tl.load(factors + source // (GROUP // 4), mask=mask, other=0).to(tl.int32)
-    word = tl.zeros_like(four)
-    for shift in tl.static_range(4):
-        code = (four >> (shift * BITS)) & ((1 << BITS) - 1)
-        sign = code - 1 if BITS == 2 else 2 * code - 1
-        word |= ((sign * factor) & 0xFF) << (8 * shift)
+    negative = factor < 0
+    factor = tl.abs(factor)
+    # all four codes of a word at once, as its bytes: none of these sums and products reaches the next byte
+    if BITS == 2:
+        codes = (four | four << 6 | four << 12 | four << 18) & 0x03030303
+        codes = tl.where(negative, 0x02020202 - codes, codes)
+    else:
+        codes = (four | four << 7 | four << 14 | four << 21) & 0x01010101
+        codes = tl.where(negative, 0x02020202 - 2 * codes, 2 * codes)
+    # code * factor - factor, of which a byte's highest bit is made apart, because a difference would borrow
+    high = 0x7F7F7F7F
+    product, factor = codes * factor, factor * 0x01010101
+    word = ((product | ~high) - factor) ^ (~product & ~high)
     tl.store(out + place[:, None] * row_units + column[None], word, mask=mask)
 
 
@@ -92,13 +100,12 @@ def half_weights(
 
 
 @triton.jit
-def store_tokens(row, x, mask, columns, values, steps, count, width):
+def store_tokens(row, x, mask, columns, chunks, values, steps, count, width):
     """A token's values x [C, n], each of its C chunks rounded to 127 steps of the chunk's largest one."""
     step = tl.maximum(tl.max(tl.abs(x), 1), TINY * 127.0) / 127.0
     whole = x * (1.0 / step)[:, None] + NEAREST - NEAREST
     tl.store(values + row.to(tl.int64) * width + columns, whole.to(tl.int8), mask=mask)
-    chunk = tl.arange(0, x.shape[0])
-    tl.store(steps + chunk * count + row, step, mask=chunk * x.shape[1] < width)
+    tl.store(steps + chunks * count + row, step, mask=chunks * x.shape[1] < width)
 
 
 @triton.jit(do_not_specialize=["stride", "first_stride", "count"])
@@ -106,9 +113,10 @@ def tokens(
     x, first, values, steps, stride, first_stride, split, count, width, BLOCK: tl.constexpr, CHUNK: tl.constexpr
 ):
     """Rows of `first` [count, split], x [count, width - split] beside them -> int8 values [count, width] and steps
-    [chunks, count]; a program a row."""
+    [chunks, count]; a program BLOCK columns of a row."""
     row = tl.program_id(0)
-    columns = tl.arange(0, BLOCK // CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None]
+    chunks = tl.program_id(1) * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
+    columns = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None]
     mask = columns < width
     tl.multiple_of(stride, 8)
     tl.multiple_of(first_stride, 8)
@@ -116,7 +124,7 @@ def tokens(
     given = tl.load(place + columns, mask=mask & (columns >= split), other=0).to(tl.float32)
     place = first + row.to(tl.int64) * first_stride
     given += tl.load(place + columns, mask=columns < split, other=0).to(tl.float32)
-    store_tokens(row, given, mask, columns, values, steps, count, width)
+    store_tokens(row, given, mask, columns, chunks, values, steps, count, width)
 
 
 @triton.jit(do_not_specialize=["stride", "count"])
@@ -132,30 +140,37 @@ def modulated(x, scale, shift, values, steps, stride, count, width, eps, BLOCK: 
     more = tl.load(scale + columns, mask=mask, other=0).to(tl.float32)
     added = tl.load(shift + columns, mask=mask, other=0).to(tl.float32)
     modulated = tl.where(mask, normed * (1.0 + more) + added, 0.0)
-    store_tokens(row, modulated, mask, columns, values, steps, count, width)
+    store_tokens(row, modulated, mask, columns, tl.arange(0, 1), values, steps, count, width)
 
 
-@triton.jit(do_not_specialize=["stride", "out_row", "out_head", "heads"])
+@triton.jit(do_not_specialize=["stride", "out_row", "out_head", "count", "heads"])
 def turned(
-    x, weight, cos, sin, out, stride, out_row, out_head, heads, eps, SIZE: tl.constexpr, HEADS: tl.constexpr
-):
-    """RMS norm of every head of x [M, heads, SIZE], its pairs turned by their token's angle; HEADS a program."""
-    row = tl.program_id(0)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    mask = head[:, None] < heads
-    column = tl.arange(0, SIZE)
+    x, weight, cos, sin, out, stride, out_row, out_head, count, heads, eps, SIZE: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """RMS norm of every head of x [count, heads, SIZE], its pairs turned by their token's angle; a program some heads
+    of some rows. A pair are neighbours or, APART, a feature and the one half a head further."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]
+    column = tl.arange(0, SIZE)[None, None]
+    mask = (row < count) & (head < heads)
     tl.multiple_of(stride, 8)
     tl.multiple_of(out_row, 8)
     tl.multiple_of(out_head, 8)
-    given = tl.load(x + row.to(tl.int64) * stride + head[:, None] * SIZE + column[None], mask=mask, other=0)
-    given = given.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(given * given, 1) / SIZE + eps)
-    normed = given * scale[:, None] * tl.load(weight + column).to(tl.float32)[None]
-    real, imag = tl.split(tl.reshape(normed, (HEADS, SIZE // 2, 2)))
-    pair = row * (SIZE // 2) + tl.arange(0, SIZE // 2)
-    c, s = tl.load(cos + pair)[None], tl.load(sin + pair)[None]
-    both = tl.reshape(tl.join(real * c - imag * s, imag * c + real * s), (HEADS, SIZE))
-    tl.store(out + row.to(tl.int64) * out_row + head[:, None] * out_head + column[None], both, mask=mask)
+    given = tl.load(x + row.to(tl.int64) * stride + head * SIZE + column, mask=mask, other=0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(given * given, 2, keep_dims=True) / SIZE + eps)
+    normed = given * scale * tl.load(weight + column).to(tl.float32)
+    if APART:
+        real, imag = tl.split(tl.permute(tl.reshape(normed, (ROWS, HEADS, 2, SIZE // 2)), (0, 1, 3, 2)))
+    else:
+        real, imag = tl.split(tl.reshape(normed, (ROWS, HEADS, SIZE // 2, 2)))
+    pair = row * (SIZE // 2) + tl.arange(0, SIZE // 2)[None, None]
+    c, s = tl.load(cos + pair, mask=row < count, other=0), tl.load(sin + pair, mask=row < count, other=0)
+    both = tl.join(real * c - imag * s, imag * c + real * s)
+    if APART:
+        both = tl.permute(both, (0, 1, 3, 2))
+    both = tl.reshape(both, (ROWS, HEADS, SIZE))
+    tl.store(out + row.to(tl.int64) * out_row + head * out_head + column, both, mask=mask)
 
 
 @triton.jit

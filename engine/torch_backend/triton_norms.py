@@ -97,3 +97,17 @@ def summed(x, bias, beside, out, pixels, width, BESIDE: tl.constexpr, ROWS: tl.c
     if BESIDE:
         value += tl.load(beside + place, mask=mask).to(tl.float32)
     tl.store(out + place, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=["pixels", "columns"])
+def doubled(x, out, pixels, columns, width, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """x [pixels, width], `columns` of them in a line -> out, where each pixel is four: two in each of two lines."""
+    number, channel, known = division(width, CHANNELS)
+    place, mask = tile(number * ROWS, channel, pixels, width, ROWS)
+    value = tl.load(x + place, mask=mask)
+    pixel = number * ROWS + tl.arange(0, ROWS)
+    first = 4 * (pixel // columns) * columns + 2 * (pixel % columns)
+    there = out + first.to(tl.int64)[:, None] * width + channel[None]
+    for below in tl.static_range(2):
+        for right in tl.static_range(2):
+            tl.store(there + (2 * below * columns + right) * width, value, mask=mask)

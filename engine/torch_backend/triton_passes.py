@@ -27,7 +27,9 @@ AGREE = 1e-2  # |ours - exact| / |exact| of a whole pass in bfloat16, which alon
 WORDS = 1024  # of four weights each, made by a program
 ROWS = 4  # of weights as bytes that a program makes a part of
 REGISTERS = 168  # a thread's, of which 384 have all that a processor has; gluon_kernels.py shares them out
-HEADS = 8  # normed and turned by a program
+NARROWER = 1.06  # times as long an output takes in tiles half as wide
+TURNED = (4, 8)  # rows and heads that a program norms and turns
+QUANTIZED = 4096  # inputs of a token that a program rounds, where a few share a step
 
 
 class Tiles(NamedTuple):
@@ -41,19 +43,26 @@ class Tiles(NamedTuple):
     tma: bool
     band: int = 8
 
+    def number(self, tokens: int, outputs: int) -> int:
+        return -(-tokens // self.m) * -(-outputs // self.n)
+
 
 class Ways(NamedTuple):
     """`plain` where a token has one step. From WIDE inputs on, where SwiGLU's outliers are, it has one for every
     `chunked.k` of them: with one alone a fifth of the layers would be off by more than they may. With `fetched` warps
-    of their own fetch for those that multiply (gluon_kernels.py), so many inputs at a time, and programs stay."""
+    of their own fetch for those that multiply (gluon_kernels.py), so many inputs at a time, and programs stay; then
+    `narrow` is for products that leave processors idle at the end of `plain`."""
 
     plain: Tiles
     chunked: Tiles
     wide: int = 4096
     fetched: int = 0
+    narrow: Tiles | None = None
 
 
-HOPPER = Ways(Tiles(128, 256, 128, 4, 4, True), Tiles(128, 128, 256, 4, 7, True), fetched=128)
+HOPPER = Ways(
+    Tiles(128, 256, 128, 4, 4, True), Tiles(128, 128, 256, 4, 7, True), 4096, 128, Tiles(128, 128, 128, 4, 7, True)
+)
 HOPPER_IN_TRITON = Ways(Tiles(128, 128, 128, 4, 3, True), Tiles(128, 128, 256, 8, 3, True))  # where Gluon has changed
 EARLIER = Ways(Tiles(128, 128, 64, 8, 3, False), Tiles(128, 128, 128, 8, 3, False))  # 100 kB shared, no descriptors
 
@@ -70,7 +79,7 @@ class TritonPasses:
     def __init__(self, device: torch.device, ways: Ways, programs: int = 0) -> None:
         """`programs` that stay, where they do; 0: one for each processor of the card."""
         self.device = device
-        self.programs = programs
+        self.programs = programs or (processors(device) if device.type == "cuda" else 1)
         self.scratch = Scratch(device)
         self.ways = ways
 
@@ -86,12 +95,13 @@ class TritonPasses:
         """Of rows of x or, with `first`, of rows that begin there."""
         first, split = (x, 0) if first is None else (first, first.shape[1])
         count, width = len(x), split + x.shape[1]
-        chunk, row = self.ways.chunked.k, _row(width)
+        chunk = self.ways.chunked.k
         one = width < self.ways.wide or width % chunk > 0
         tokens = self._empty(count, width, 1 if one else width // chunk)
+        row = _row(width) if one else _row(max(chunk, min(QUANTIZED, width)))
         launch(
-            "tokens", (count,), x, first, *tokens, x.stride(0), first.stride(0), split, count, width,
-            CHUNK=row["BLOCK"] if one else chunk, **row,
+            "tokens", (count, -(-width // row["BLOCK"])), x, first, *tokens, x.stride(0), first.stride(0), split,
+            count, width, CHUNK=row["BLOCK"] if one else chunk, **row,
         )  # fmt: skip
         return tokens
 
@@ -112,45 +122,48 @@ class TritonPasses:
         self._product("ADDED", x, w, out, gate)
 
     def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
-        count, heads, size = x.shape
-        launch(
-            "turned", (count, -(-heads // HEADS)), x, weight, rotary.cos, rotary.sin, out,
-            x.stride(0), out.stride(0), out.stride(1), heads, eps, SIZE=size, HEADS=HEADS, num_warps=4,
-        )  # fmt: skip
+        turn(x, weight, eps, rotary, out)
 
     def _product(self, end: str, x: Int8Tokens, w: Int8Weights, out: Tensor, gate: Tensor) -> None:
         count, inputs = x.values.shape
         outputs = len(w.words) // (2 if end == "GATED" else 1)
         chunked = x.steps.shape[1] > 1
         assert not (chunked and end == "GATED")  # what is gated comes from a norm
-        tiles = self.ways.chunked if chunked else self.ways.plain
         if self.ways.fetched:
-            self._fetched_product(end, x, w, out, gate, tiles, outputs)
+            self._fetched_product(end, x, w, out, gate, outputs)
             return
+        tiles = self.ways.chunked if chunked else self.ways.plain
         weights = self.expand(w, "IN_TURNS" if end == "GATED" else "STORED", tiles.n // 2)
-        number = -(-count // tiles.m) * -(-len(weights) // tiles.n)
         values, wide = x.values, weights
         if tiles.tma:
             values, wide = descriptor(values, tiles.m, tiles.k), descriptor(wide, tiles.n, tiles.k)
         launch(
-            "chunked_product" if chunked else "product", (number,),
+            "chunked_product" if chunked else "product", (tiles.number(count, len(weights)),),
             values, wide, x.steps, w.steps, gate, out, count, outputs, inputs, out.stride(0),
             END=constant(end), TMA=tiles.tma, M=tiles.m, N=tiles.n, K=tiles.k, BAND=tiles.band,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
     def _fetched_product(
-        self, end: str, x: Int8Tokens, w: Int8Weights, out: Tensor, gate: Tensor, tiles: Tiles, outputs: int
+        self, end: str, x: Int8Tokens, w: Int8Weights, out: Tensor, gate: Tensor, outputs: int
     ) -> None:
         (count, inputs), chunks, k = x.values.shape, x.steps.shape[1], self.ways.fetched
         weights = self.expand(w, "PAIRS_BY_THREAD" if end == "GATED" else "BY_THREAD")
-        number = -(-count // tiles.m) * -(-len(weights) // tiles.n)
-        gluon().product[(min(number, self.programs or processors(self.device)),)](
+        tiles = self.ways.chunked if chunks > 1 else self._division(count, len(weights))
+        gluon().product[(min(tiles.number(count, len(weights)), self.programs),)](
             swizzled(x.values, tiles.m // 2, k), swizzled(weights, tiles.n, k), x.steps, w.steps, gate, out,
             count, outputs, inputs, out.stride(0), END=constant(end), M=tiles.m, N=tiles.n, K=k,
             CHUNK=tiles.k if chunks > 1 else 0, STAGES=tiles.stages, BAND=tiles.band,
             num_warps=tiles.warps, maxnreg=REGISTERS,
         )  # fmt: skip
+
+    def _division(self, count: int, width: int) -> Tiles:
+        """How a product of so many tokens is divided, by the rounds that all programs need for it."""
+        wide, narrow = self.ways.plain, self.ways.narrow
+        if narrow is None:
+            return wide
+        least, less = (-(-tiles.number(count, width) // self.programs) * tiles.n for tiles in (wide, narrow))
+        return narrow if NARROWER * less < least else wide
 
     def expand(self, w: Int8Weights, order: str = "STORED", tile: int = 1) -> Tensor:
         """int8 [places, K] in a buffer that the next call overwrites: N rows in an order of triton_kernels.output_at,
@@ -235,6 +248,15 @@ def half_weights(codes: Tensor, scales: Tensor, biases: Tensor, bits: int, centr
     return out
 
 
+def turn(x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor, *, apart: bool = False) -> None:
+    """RMS norm of every head of x [M, heads, size] and its rotation, in out; see triton_kernels.turned."""
+    (count, heads, size), (rows, some) = x.shape, TURNED
+    launch(
+        "turned", (-(-count // rows), -(-heads // some)), x, weight, rotary.cos, rotary.sin, out, x.stride(0),
+        out.stride(0), out.stride(1), count, heads, eps, SIZE=size, ROWS=rows, HEADS=some, APART=apart, num_warps=4,
+    )  # fmt: skip
+
+
 def launch(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     getattr(kernels(), name)[grid](*arguments, **constants)
 
@@ -309,7 +331,7 @@ def check(device: torch.device, ways: Ways, group: int = 128) -> None:
         codes = torch.randint(0, 256, (outputs, inputs * bits // 8), generator=random, dtype=torch.uint8).to(device)
         if bits == 2:
             codes &= ~(codes & (codes >> 1) & 0x55)  # no code 3
-        scales = (normal(outputs, inputs // group).abs() + 0.5).bfloat16()
+        scales = ((normal(outputs, inputs // group).abs() + 0.5) * normal(outputs, inputs // group).sign()).bfloat16()
         biases = normal(outputs, inputs // group).bfloat16() if centre is None else scales * centre
         dense = exact_weights(codes, scales, biases, bits)
         held("a layer in bfloat16", half_weights(codes, scales, biases, bits, centre), dense)
@@ -325,6 +347,10 @@ def check(device: torch.device, ways: Ways, group: int = 128) -> None:
     passes.turn(heads, weight, 1e-6, rotary, turned)
     plain = F.rms_norm(heads.float(), (128,), weight.float(), 1e-6)
     held("a rotation", turned, apply_rotary_emb(plain[None], rotary)[0])
+    turn(heads, weight, 1e-6, rotary, turned, apart=True)
+    mixed = plain.unflatten(-1, (2, 64)).transpose(-1, -2).flatten(-2)  # the pairs side by side
+    exact = apply_rotary_emb(mixed[None], rotary)[0].unflatten(-1, (64, 2)).transpose(-1, -2).flatten(-2)
+    held("a rotation of halves", turned, exact)
 
 
 def check_products(
