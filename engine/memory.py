@@ -6,6 +6,7 @@ peaks (SPEED.md), and the full-size tests hold them to 15 %. Decides nothing: `p
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from engine.packs import Component, Pack
 
@@ -17,6 +18,7 @@ SCRATCH = 80 << 20  # expanded rows of a packed layer, the matrix library's copi
 BIG_WEIGHTS = {2: 16 << 20, 4: 1 << 20}
 STRIP = 1 << 26  # bytes that a card's decoder convolves at a time
 SCORES = 1 << 27  # bytes of its attention's scores at a time
+KEPT = 8  # answers: a pack has 1,300 tensors, and every picture asks
 TILE_HALO = 4  # image tokens around a VAE tile that its convolutions look at
 
 
@@ -44,6 +46,7 @@ class Need:
         return self.libraries + max(self.encoder + reading, (self.encoder if keep_text_encoder else 0) + making)
 
 
+@lru_cache(maxsize=KEPT)
 def need(
     pack: Pack,
     size: tuple[int, int],
@@ -93,6 +96,7 @@ def block_bytes(component: Component, dtype: str) -> int:
     return sum(_loaded(component, name, dtype) for name in component.tensors if name.startswith(blocks))
 
 
+@lru_cache(maxsize=KEPT)
 def encoder_bytes(pack: Pack, dtype: str) -> int:
     """The text encoder's layers up to the last state that is read. Of the embedding only the rows of a prompt."""
     last = max(pack.notes.hidden_states)

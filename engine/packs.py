@@ -40,7 +40,7 @@ class Quantization:
     group_size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # itself and no other, so that sums over its tensors can be remembered
 class Component:
     """One model of the pack: the folder, its config.json, how it is quantised (None: not), its tensors."""
 
@@ -92,7 +92,7 @@ class Notes:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
     """A pack folder with everything the engine reads. `variant` is one of types.VARIANTS; `tokenizer` a folder."""
 

@@ -118,6 +118,7 @@ class TorchBackend:
         self.int8 = int8
         self.previews = previews
         self._model: Model | None = None
+        self._rates: products.Numbers | None = None  # this machine's, once they were measured
 
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
         """Yields Step(0, n) .. Step(n, n) and a Picture.
@@ -230,7 +231,8 @@ class TorchBackend:
 
     def _decide(self, pack: Pack, request: Request) -> plan.Plan:
         """The plan; for a big pack where nobody has measured products yet, after measuring them."""
-        rates, room = products.rates(self.data_dir, self.hardware), self._available()
+        self._rates = rates = self._rates or products.rates(self.data_dir, self.hardware)
+        room = self._available()
         decided = plan.plan(self.hardware, pack, request, self.name, room, rates, self.int8)
         on_card = decided.device == "cuda"  # where only int8 depends on it
         open_question = plan.bears_int8(pack) and self.int8 is None if on_card else True

@@ -41,13 +41,13 @@ def results_layout(columns):
 @gluon.jit
 def fetch(x, w, ring, sizes, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, BAND: gl.constexpr):
     """One warp: both halves' tokens and the weights of every K inputs of every tile, as stages become free."""
-    values, weights, ready, free, _ = ring
-    down, across, inputs = sizes
+    values, weights, ready, free = ring
+    down, across, _, fetched = sizes
     STAGES: gl.constexpr = weights.shape[0]
     turn = 0
     for tile in range(gl.program_id(0), down * across, gl.num_programs(0)):
         top, left = corner(tile, down, across, M, N, BAND)
-        for k in range(0, inputs, K):  # beyond the last token, output or input come zeros
+        for k in range(0, fetched, K):  # beyond the last token, output or input come zeros
             stage = turn % STAGES
             mbarrier.wait(free.index(stage), (turn // STAGES & 1) ^ 1)
             mbarrier.expect(ready.index(stage), (M + N) * K)
@@ -63,7 +63,7 @@ def multiply(
     K: gl.constexpr, CHUNK: gl.constexpr, BAND: gl.constexpr,
 ):  # fmt: skip
     """Four warps: HALF 0 or 1 of the tokens of every tile."""
-    down, across, inputs = sizes
+    down, across, inputs, fetched = sizes
     turn = 0
     for tile in range(gl.program_id(0), down * across, gl.num_programs(0)):
         top, left = corner(tile, down, across, M, N, BAND)
@@ -73,14 +73,14 @@ def multiply(
         else:
             sums = summed(ring, inputs, turn, HALF, K)
             product = sums.to(gl.float32) * gl.load(steps + rows, mask=rows < tokens, other=0)[:, None]
-        turn += gl.cdiv(inputs, K)
+        turn += fetched // K
         finish(product, ends, top + HALF * (M // 2), left, tokens, END)
 
 
 @gluon.jit
 def summed(ring, inputs, turn, HALF: gl.constexpr, K: gl.constexpr):
     """int32 [M / 2, N] over all inputs. While a stage is multiplied the next one is already queued behind it."""
-    values, weights, ready, free, _ = ring
+    values, weights, ready, free = ring
     STAGES: gl.constexpr = weights.shape[0]
     sums = gl.full([values.shape[1], weights.shape[1]], 0, gl.int32, sums_layout())
     for k in range(0, inputs, K):
@@ -98,31 +98,47 @@ def summed(ring, inputs, turn, HALF: gl.constexpr, K: gl.constexpr):
 
 
 @gluon.jit
-def summed_by_chunk(ring, steps, mask, tokens, inputs, turn, HALF: gl.constexpr, K: gl.constexpr, CHUNK: gl.constexpr):
-    """float32 [M / 2, N], in the tokens' steps: one for every CHUNK inputs, `tokens` further each. The two groups of
-    warps take turns: while one's integers become floats the other one's are multiplied."""
-    values, weights, ready, free, turns = ring
+def summed_by_chunk(
+    ring, steps, mask, tokens, inputs, turn, HALF: gl.constexpr, K: gl.constexpr, CHUNK: gl.constexpr
+):
+    """float32 [M / 2, N], in the tokens' steps: one for every CHUNK inputs, `tokens` further each. Two chunks at a
+    time: while the first one's integers become floats, the second is multiplied. Both end before the next two begin,
+    because ptxas makes warps wait for every single product where sums are on their way at the loop's end."""
+    values, weights, _, free = ring
     STAGES: gl.constexpr = weights.shape[0]
-    sums = gl.full([values.shape[1], weights.shape[1]], 0, gl.int32, sums_layout())
+    PARTS: gl.constexpr = CHUNK // K
+    first = gl.full([values.shape[1], weights.shape[1]], 0, gl.int32, sums_layout())
+    second = gl.full([values.shape[1], weights.shape[1]], 0, gl.int32, sums_layout())
     product = gl.full([values.shape[1], weights.shape[1]], 0, gl.float32, sums_layout())
-    for _ in range(0, inputs, CHUNK):
+    for k in range(0, inputs, 2 * CHUNK):
         step = gl.load(steps, mask=mask, other=0)
-        for part in gl.static_range(CHUNK // K):
-            stage = (turn + part) % STAGES
-            mbarrier.wait(ready.index(stage), (turn + part) // STAGES & 1)
-            if part == 0:
-                mbarrier.wait(turns.index(HALF), (turn // (CHUNK // K) & 1) ^ (1 - HALF))
-            tile = values.index(2 * stage + HALF)
-            flying = warpgroup_mma(tile, weights.index(stage).permute((1, 0)), sums, use_acc=part > 0, is_async=True)
-            if part == CHUNK // K - 1:
-                mbarrier.arrive(turns.index(1 - HALF))
-            sums = warpgroup_mma_wait(0 if part == CHUNK // K - 1 else 1, deps=(flying,))
-        for part in gl.static_range(CHUNK // K):
+        next_step = gl.load(steps + tokens, mask=mask & (k + CHUNK < inputs), other=0)
+        flying = chunk(ring, first, turn, HALF, PARTS)
+        also = chunk(ring, second, turn + PARTS, HALF, PARTS)
+        first = warpgroup_mma_wait(PARTS, deps=(flying,))
+        for part in gl.static_range(PARTS):
             mbarrier.arrive(free.index((turn + part) % STAGES))
-        product += sums.to(gl.float32) * step[:, None]
-        turn += CHUNK // K
-        steps += tokens
+        product += first.to(gl.float32) * step[:, None]
+        second = warpgroup_mma_wait(0, deps=(also,))
+        for part in gl.static_range(PARTS):
+            mbarrier.arrive(free.index((turn + PARTS + part) % STAGES))
+        product += second.to(gl.float32) * next_step[:, None]
+        turn += 2 * PARTS
+        steps += 2 * tokens
     return product
+
+
+@gluon.jit
+def chunk(ring, sums, turn, HALF: gl.constexpr, PARTS: gl.constexpr):
+    """Queue the product of the next PARTS stages, over what was in `sums`."""
+    values, weights, ready, _ = ring
+    STAGES: gl.constexpr = weights.shape[0]
+    for part in gl.static_range(PARTS):
+        stage = (turn + part) % STAGES
+        mbarrier.wait(ready.index(stage), (turn + part) // STAGES & 1)
+        tile = values.index(2 * stage + HALF)
+        sums = warpgroup_mma(tile, weights.index(stage).permute((1, 0)), sums, use_acc=part > 0, is_async=True)
+    return sums
 
 
 @gluon.jit
@@ -168,14 +184,13 @@ def product(
     weights = gl.allocate_shared_memory(gl.int8, [STAGES, N, K], w.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
         mbarrier.init(free.index(stage), count=2)
-    for half in gl.static_range(2):
-        mbarrier.init(turns.index(half), count=1)
-    ring = values, weights, ready, free, turns
-    sizes = gl.cdiv(tokens, M), gl.cdiv(outputs, N // 2 if END == GATED else N), inputs
+    ring = values, weights, ready, free
+    UNIT: gl.constexpr = 2 * CHUNK if CHUNK else K
+    fetched = gl.cdiv(inputs, UNIT) * UNIT
+    sizes = gl.cdiv(tokens, M), gl.cdiv(outputs, N // 2 if END == GATED else N), inputs, fetched
     ends = w_steps, gates, out, outputs, stride
     gl.warp_specialize(
         [

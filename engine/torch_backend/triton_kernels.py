@@ -2,6 +2,7 @@
 
 Compiled for each card once, on its first picture, and kept by Triton on disk. So that there are few of them: sizes that
 change with the picture are not specialised, layers of all shapes share the same kernels, nothing is tuned by trying.
+Strides are: a load of 16 bytes is made only where Triton knows that 16 divides them.
 With TRITON_INTERPRET=1 they run in NumPy. Importing this needs triton.
 """
 
@@ -22,8 +23,7 @@ def four_codes(codes, units, mask, BITS: tl.constexpr):
         return tl.load(codes + units // 2, mask=mask, other=0).to(tl.int32) >> (units % 2 * 4).to(tl.int32)
     if BITS == 2:
         return tl.load(codes + units, mask=mask, other=0).to(tl.int32)
-    low = tl.load(codes + 2 * units, mask=mask, other=0).to(tl.int32)
-    return low | (tl.load(codes + 2 * units + 1, mask=mask, other=0).to(tl.int32) << 8)
+    return tl.load(codes.to(tl.pointer_type(tl.uint16)) + units, mask=mask, other=0).to(tl.int32)
 
 
 @triton.jit
@@ -49,49 +49,50 @@ def output_at(place, ORDER: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def int8_weights(
-    codes, factors, out, places, outputs, row_units, ORDER: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    TILE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    codes, factors, out, places, outputs, groups, ORDER: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    TILE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Codes [N, K] times their group's factor int8 [N, K / GROUP] -> int8 [places, K], a row in `row_units` words of
-    four. Places of none of the `outputs` (of each half) are not written."""
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """Codes [N, K] times their group's factor int8 [N, groups] -> int8 [places, K], four in a word; a program GROUPS
+    groups of ROWS rows. Places of none of the `outputs` (of each half) are not written."""
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[None]
     output, second = output_at(place, ORDER, TILE)
-    mask = ((place < places) & (output < outputs))[:, None] & (column < row_units)[None]
-    source = (second * outputs + output)[:, None] * row_units + column[None]
-    four = four_codes(codes, source, mask, BITS)
-    factor = tl.load(factors + source // (GROUP // 4), mask=mask, other=0).to(tl.int32)
+    mask = (place < places) & (output < outputs) & (group < groups)
+    source = (second * outputs + output) * groups + group
+    factor = tl.load(factors + source, mask=mask, other=0).to(tl.int32)[:, :, None]
+    word = tl.arange(0, GROUP // 4)[None, None]
+    four = four_codes(codes, source[:, :, None] * (GROUP // 4) + word, mask[:, :, None], BITS)
     negative = factor < 0
     factor = tl.abs(factor)
     # all four codes of a word at once, as its bytes: none of these sums and products reaches the next byte
     if BITS == 2:
-        codes = (four | four << 6 | four << 12 | four << 18) & 0x03030303
-        codes = tl.where(negative, 0x02020202 - codes, codes)
+        each = (four | four << 6 | four << 12 | four << 18) & 0x03030303
+        each = tl.where(negative, 0x02020202 - each, each)
     else:
-        codes = (four | four << 7 | four << 14 | four << 21) & 0x01010101
-        codes = tl.where(negative, 0x02020202 - 2 * codes, 2 * codes)
-    # code * factor - factor, of which a byte's highest bit is made apart, because a difference would borrow
+        each = (four | four << 7 | four << 14 | four << 21) & 0x01010101
+        each = tl.where(negative, 0x02020202 - 2 * each, 2 * each)
+    # each * factor - factor, of which a byte's highest bit is made apart, because a difference would borrow
     high = 0x7F7F7F7F
-    product, factor = codes * factor, factor * 0x01010101
-    word = ((product | ~high) - factor) ^ (~product & ~high)
-    tl.store(out + place[:, None] * row_units + column[None], word, mask=mask)
+    product, factor = each * factor, factor * 0x01010101
+    weights = ((product | ~high) - factor) ^ (~product & ~high)
+    tl.store(out + (place * groups + group)[:, :, None] * (GROUP // 4) + word, weights, mask=mask[:, :, None])
 
 
 @triton.jit
 def half_weights(
     codes, scales, biases, out, total, centre, CENTRED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Codes [N, K], scales and biases [N, K / GROUP] -> bfloat16 [N, K], four in a word of 64 bits; `total` words."""
-    units = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = units < total
+    """Codes [N, K], scales and biases [N, K / GROUP] -> bfloat16 [N, K], four in a word of 64 bits; `total` groups."""
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    mask = group < total
+    units = group.to(tl.int64) * (GROUP // 4) + tl.arange(0, GROUP // 4)[None]
     four = four_codes(codes, units, mask, BITS)
-    group = units // (GROUP // 4)
     scale = tl.load(scales + group, mask=mask, other=0).to(tl.float32)
     bias = scale * centre
     if not CENTRED:
         bias = tl.load(biases + group, mask=mask, other=0).to(tl.float32)
-    word = tl.zeros((BLOCK,), tl.int64)
+    word = tl.zeros(units.shape, tl.int64)
     for place in tl.static_range(4):
         code = (four >> (place * BITS)) & ((1 << BITS) - 1)
         value = (code.to(tl.float32) * scale + bias).to(tl.bfloat16).to(tl.int16, bitcast=True)
@@ -108,7 +109,7 @@ def store_tokens(row, x, mask, columns, chunks, values, steps, count, width):
     tl.store(steps + chunks * count + row, step, mask=chunks * x.shape[1] < width)
 
 
-@triton.jit(do_not_specialize=["stride", "first_stride", "count"])
+@triton.jit(do_not_specialize=["count"])
 def tokens(
     x, first, values, steps, stride, first_stride, split, count, width, BLOCK: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -118,22 +119,19 @@ def tokens(
     chunks = tl.program_id(1) * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
     columns = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None]
     mask = columns < width
-    tl.multiple_of(stride, 8)
-    tl.multiple_of(first_stride, 8)
-    place = x + row.to(tl.int64) * stride - split
-    given = tl.load(place + columns, mask=mask & (columns >= split), other=0).to(tl.float32)
-    place = first + row.to(tl.int64) * first_stride
-    given += tl.load(place + columns, mask=columns < split, other=0).to(tl.float32)
+    place = x + row.to(tl.int64) * stride + (columns - split)
+    given = tl.load(place, mask=mask & (columns >= split), other=0).to(tl.float32)
+    place = first + row.to(tl.int64) * first_stride + columns
+    given += tl.load(place, mask=columns < split, other=0).to(tl.float32)
     store_tokens(row, given, mask, columns, chunks, values, steps, count, width)
 
 
-@triton.jit(do_not_specialize=["stride", "count"])
+@triton.jit(do_not_specialize=["count"])
 def modulated(x, scale, shift, values, steps, stride, count, width, eps, BLOCK: tl.constexpr):
     """The same of (1 + scale) * norm(x) + shift, in one chunk."""
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)[None]
     mask = columns < width
-    tl.multiple_of(stride, 8)
     given = tl.load(x + row.to(tl.int64) * stride + columns, mask=mask, other=0).to(tl.float32)
     centred = tl.where(mask, given - (tl.sum(given, 1) / width)[:, None], 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)[:, None]
@@ -143,34 +141,45 @@ def modulated(x, scale, shift, values, steps, stride, count, width, eps, BLOCK: 
     store_tokens(row, modulated, mask, columns, tl.arange(0, 1), values, steps, count, width)
 
 
-@triton.jit(do_not_specialize=["stride", "out_row", "out_head", "count", "heads"])
-def turned(
-    x, weight, cos, sin, out, stride, out_row, out_head, count, heads, eps, SIZE: tl.constexpr, ROWS: tl.constexpr,
-    HEADS: tl.constexpr, APART: tl.constexpr,
-):  # fmt: skip
-    """RMS norm of every head of x [count, heads, SIZE], its pairs turned by their token's angle; a program some heads
-    of some rows. A pair are neighbours or, APART, a feature and the one half a head further."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None, None]
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]
-    column = tl.arange(0, SIZE)[None, None]
-    mask = (row < count) & (head < heads)
-    tl.multiple_of(stride, 8)
-    tl.multiple_of(out_row, 8)
-    tl.multiple_of(out_head, 8)
-    given = tl.load(x + row.to(tl.int64) * stride + head * SIZE + column, mask=mask, other=0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(given * given, 2, keep_dims=True) / SIZE + eps)
-    normed = given * scale * tl.load(weight + column).to(tl.float32)
+@triton.jit
+def pairs(source, place, mask, SIZE: tl.constexpr, APART: tl.constexpr):
+    """Features as float32, the first and the second of every pair: one half and the other, or neighbours in a word."""
     if APART:
-        real, imag = tl.split(tl.permute(tl.reshape(normed, (ROWS, HEADS, 2, SIZE // 2)), (0, 1, 3, 2)))
+        first = tl.load(source + place, mask=mask, other=0).to(tl.float32)
+        second = tl.load(source + place + SIZE // 2, mask=mask, other=0).to(tl.float32)
     else:
-        real, imag = tl.split(tl.reshape(normed, (ROWS, HEADS, SIZE // 2, 2)))
-    pair = row * (SIZE // 2) + tl.arange(0, SIZE // 2)[None, None]
-    c, s = tl.load(cos + pair, mask=row < count, other=0), tl.load(sin + pair, mask=row < count, other=0)
-    both = tl.join(real * c - imag * s, imag * c + real * s)
+        word = tl.load(source + place, mask=mask, other=0)
+        first = (word << 16).to(tl.float32, bitcast=True)
+        second = (word & -65536).to(tl.float32, bitcast=True)
+    return first, second
+
+
+@triton.jit
+def turned(
+    x, weight, cos, sin, out, stride, out_row, out_head, heads, eps, SIZE: tl.constexpr, HEADS: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """RMS norm of every head of x [count, heads, SIZE], its pairs turned by their token's angle; a program a row. A
+    pair are a feature and the one half a head further (APART) or neighbours, of which x, weight and out are words."""
+    row = tl.program_id(0)
+    head = tl.arange(0, HEADS)[:, None]
+    pair = tl.arange(0, SIZE // 2)[None]
+    mask = head < heads
+    unit = SIZE if APART else SIZE // 2
+    real, imag = pairs(x, row.to(tl.int64) * stride + head * unit + pair, mask, SIZE, APART)
+    scale = tl.rsqrt(tl.sum(real * real + imag * imag, 1) / SIZE + eps)[:, None]
+    more, also = pairs(weight, pair, pair < SIZE, SIZE, APART)
+    real, imag = real * scale * more, imag * scale * also
+    c = tl.load(cos + row * (SIZE // 2) + pair)
+    s = tl.load(sin + row * (SIZE // 2) + pair)
+    first, second = (real * c - imag * s).to(tl.bfloat16), (imag * c + real * s).to(tl.bfloat16)
+    place = out + row.to(tl.int64) * out_row + head * out_head + pair
     if APART:
-        both = tl.permute(both, (0, 1, 3, 2))
-    both = tl.reshape(both, (ROWS, HEADS, SIZE))
-    tl.store(out + row.to(tl.int64) * out_row + head * out_head + column, both, mask=mask)
+        tl.store(place, first, mask=mask)
+        tl.store(place + SIZE // 2, second, mask=mask)
+    else:
+        low = first.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        tl.store(place, low | second.to(tl.int16, bitcast=True).to(tl.int32) << 16, mask=mask)
 
 
 @triton.jit

@@ -24,12 +24,11 @@ from engine.torch_backend.linear import PackedLinear
 from engine.torch_backend.transformer import Modulation, Rotary, apply_rotary_emb
 
 AGREE = 1e-2  # |ours - exact| / |exact| of a whole pass in bfloat16, which alone rounds away 0.2 %
-WORDS = 1024  # of four weights each, made by a program
-ROWS = 4  # of weights as bytes that a program makes a part of
+EXPANDED = (4, 8)  # rows, and groups of each, whose weights a program makes bytes
+HALVED = 32  # groups whose weights a program makes bfloat16
 REGISTERS = 168  # a thread's, of which 384 have all that a processor has; gluon_kernels.py shares them out
 NARROWER = 1.06  # times as long an output takes in tiles half as wide
-TURNED = (4, 8)  # rows and heads that a program norms and turns
-QUANTIZED = 4096  # inputs of a token that a program rounds, where a few share a step
+QUANTIZED = 1024  # inputs of a token that a program rounds, where a few share a step
 
 
 class Tiles(NamedTuple):
@@ -174,10 +173,11 @@ class TritonPasses:
         even = {"STORED": 1, "IN_TURNS": tile, "BY_THREAD": 32, "PAIRS_BY_THREAD": 32}[order]
         places = -(-outputs // even) * even * (rows // outputs)
         out = self.scratch.take("weights", places * inputs // 4, torch.int32)
+        some, each = EXPANDED
         launch(
-            "int8_weights", (-(-places // ROWS), -(-inputs // 4 // (WORDS // ROWS))),
-            w.words.view(torch.uint8), w.factors, out, places, outputs, inputs // 4, ORDER=constant(order),
-            BITS=w.bits, GROUP=inputs // groups, TILE=tile, ROWS=ROWS, BLOCK=WORDS // ROWS, num_warps=4,
+            "int8_weights", (-(-places // some), -(-groups // each)), w.words.view(torch.uint8), w.factors, out, places,
+            outputs, groups, ORDER=constant(order), BITS=w.bits, GROUP=inputs // groups, TILE=tile, ROWS=some,
+            GROUPS=each, num_warps=4,
         )  # fmt: skip
         return out.view(torch.int8).view(places, inputs)
 
@@ -240,20 +240,21 @@ def half_weights(codes: Tensor, scales: Tensor, biases: Tensor, bits: int, centr
     rows, groups = scales.shape
     inputs = codes.shape[1] * 8 // bits
     out = torch.empty(rows, inputs, dtype=torch.bfloat16, device=codes.device)
-    words = rows * inputs // 4
     launch(
-        "half_weights", (-(-words // WORDS),), codes, scales, biases, out.view(torch.int64), words, centre or 0.0,
-        CENTRED=centre is not None, BITS=bits, GROUP=inputs // groups, BLOCK=WORDS, num_warps=4,
+        "half_weights", (-(-rows * groups // HALVED),), codes, scales, biases, out.view(torch.int64), rows * groups,
+        centre or 0.0, CENTRED=centre is not None, BITS=bits, GROUP=inputs // groups, GROUPS=HALVED, num_warps=4,
     )  # fmt: skip
     return out
 
 
 def turn(x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor, *, apart: bool = False) -> None:
     """RMS norm of every head of x [M, heads, size] and its rotation, in out; see triton_kernels.turned."""
-    (count, heads, size), (rows, some) = x.shape, TURNED
+    count, heads, size = x.shape
+    if not apart:
+        x, weight, out = (each.view(torch.int32) for each in (x, weight, out))
     launch(
-        "turned", (-(-count // rows), -(-heads // some)), x, weight, rotary.cos, rotary.sin, out, x.stride(0),
-        out.stride(0), out.stride(1), count, heads, eps, SIZE=size, ROWS=rows, HEADS=some, APART=apart, num_warps=4,
+        "turned", (count,), x, weight, rotary.cos, rotary.sin, out, x.stride(0), out.stride(0), out.stride(1), heads,
+        eps, SIZE=size, HEADS=1 << (heads - 1).bit_length(), APART=apart, num_warps=4,
     )  # fmt: skip
 
 
