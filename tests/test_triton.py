@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.packs import open_pack
-from engine.torch_backend import fused
+from engine.torch_backend import fused, int8
 from engine.torch_backend.admission import Admission
 from tests.test_fused import model, off, velocity
 from tests.test_tiles import decoder_of
@@ -20,9 +20,10 @@ from tests.test_tiles import decoder_of
 if importlib.util.find_spec("triton") is None:
     pytest.skip("the package triton is missing: it comes with torch for CUDA", allow_module_level=True)
 
-from engine.torch_backend import decoder_card, triton_passes
+from engine.torch_backend import decoder_card, triton_card, triton_check
 from engine.torch_backend.autoencoder import GroupNorm, channels_last
-from engine.torch_backend.triton_passes import Tiles, TritonPasses, Ways, Wrong
+from engine.torch_backend.triton_card import Wrong
+from engine.torch_backend.triton_passes import Tiles, TritonPasses, Ways
 from engine.torch_backend.vae import PictureDecoder
 
 ON_CARD = torch.cuda.is_available()
@@ -49,16 +50,33 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tma", [True, False])
 def test_every_pass_agrees_with_torch(tma: bool) -> None:
-    if ON_CARD and not triton_passes.is_hopper(DEVICE) and tma:
+    if ON_CARD and not triton_card.is_hopper(DEVICE) and tma:
         pytest.skip("this card has no descriptors")
-    triton_passes.check(DEVICE, Ways(SMALL.plain._replace(tma=tma), SMALL.chunked._replace(tma=tma), 1 << 20), group=64)
+    triton_check.check(DEVICE, Ways(SMALL.plain._replace(tma=tma), SMALL.chunked._replace(tma=tma), 1 << 20), group=64)
 
 
 def test_a_pass_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = TritonPasses.multiply
     monkeypatch.setattr(TritonPasses, "add", lambda self, x, w, gate, out: plain(self, x, w, out))
-    with pytest.raises(Wrong, match="a gated sum in chunks is .*% off"):
-        triton_passes.check(DEVICE, SMALL, group=64)
+    with pytest.raises(Wrong, match="a gated sum is .*% off"):
+        triton_check.check(DEVICE, SMALL, group=64)
+
+
+def test_a_thread_of_a_hopper_card_has_neighbours() -> None:
+    """Of 32 places, wgmma's fragment gives one thread of four the pairs 2 q and 2 q + 1 of every eight; of 64, in a
+    gated product, eight gates and their values."""
+    codes = torch.randint(0, 256, (128, 32), dtype=torch.uint8, device=DEVICE)
+    codes &= ~(codes & (codes >> 1) & 0x55)
+    weights = int8.weights(codes, torch.rand(128, 1, device=DEVICE) + 0.5, 2)
+    passes = TritonPasses(DEVICE, SMALL)
+    orders = ("STORED", "BY_THREAD", "PAIRS_BY_THREAD")
+    stored, by_thread, pairs = (passes.expand(weights, order).clone() for order in orders)
+    for q in range(4):
+        mine = [8 * eight + 2 * q + pair for eight in range(4) for pair in range(2)]
+        assert torch.equal(by_thread[32:][mine], stored[32 + 8 * q : 32 + 8 * q + 8])
+        mine = [8 * eight + 2 * q for eight in range(8)]
+        assert torch.equal(pairs[64:][mine], stored[32 + 8 * q : 32 + 8 * q + 8])
+        assert torch.equal(pairs[65:][mine[:-1]], stored[64 + 32 + 8 * q : 64 + 32 + 8 * q + 7])
 
 
 @pytest.mark.slow

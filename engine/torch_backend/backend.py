@@ -257,7 +257,7 @@ class TorchBackend:
     def _available(self) -> int:
         """Bytes that this process may have, with what it has already; 0 where nobody knows."""
         if self.hardware.kind == "cuda" and torch.cuda.is_available():
-            return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+            return torch.cuda.mem_get_info()[0] + counted("reserved_bytes")
         free = available_bytes()
         return free + resident_bytes() if free else 0
 
@@ -275,13 +275,18 @@ def use_cores(hardware: Hardware) -> None:
 
 def allocated_bytes() -> int:
     """What tensors take on the card now, at least 1; 0 without a card."""
-    return max(1, torch.cuda.memory_allocated()) if torch.cuda.is_available() else 0
+    return max(1, counted("allocated_bytes")) if torch.cuda.is_available() else 0
+
+
+def counted(what: str, when: str = "current") -> int:
+    """By torch's allocator on the card; torch's own functions for this take 0.3 ms each."""
+    return int(torch.cuda.memory_stats_as_nested_dict().get(what, {}).get("all", {}).get(when, 0))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """CUDA: the most that this picture's tensors took. CPU: the most this process ever had in memory; 0 on Windows."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return counted("allocated_bytes", "peak")
     if platform.system() == "Windows":
         return 0
     if platform.system() == "Linux":

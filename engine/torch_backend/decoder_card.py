@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from engine.memory import SCORES, STRIP
 from engine.tiles import spans
-from engine.torch_backend import triton_passes
-from engine.torch_backend.triton_passes import held
+from engine.torch_backend.triton_card import held, launch, refusal
 
 if TYPE_CHECKING:
     from engine.torch_backend.autoencoder import Attention, GroupNorm, ResnetBlock2D, Upsample2D
@@ -163,11 +162,12 @@ class Fused(Plain):
         share = tile["ROWS"] * -(-pixels // (tile["ROWS"] * max(1, PARTS // across)))
         parts = -(-pixels // share)
         sums = torch.empty(parts, 2, width, device=x.device)
-        self.kernels.channel_sums[(parts * across,)](x, sums, pixels, width, share, **tile)
+        launch(self.kernels.channel_sums, (parts * across,), x, sums, pixels, width, share, **tile)
         mean, variance = torch.empty(2, width, device=x.device)
         size = width // groups
         block = 1 << (size - 1).bit_length()
-        self.kernels.group_statistics[(groups,)](
+        launch(
+            self.kernels.group_statistics, (groups,),
             sums, x, mean, variance, pixels, width, parts, size, PARTS=max(1, 512 // block), SIZE=block, num_warps=4
         )
         return mean, variance
@@ -192,7 +192,7 @@ class Fused(Plain):
         pixels, width = x[:, 0].numel(), x.shape[1]
         tile, across = _tile(MAPPED, width)
         grid = (-(-pixels // tile["ROWS"]) * across,)
-        getattr(self.kernels, name)[grid](x, *others, pixels=pixels, width=width, **options, **tile)
+        launch(getattr(self.kernels, name), grid, x, *others, pixels=pixels, width=width, **options, **tile)
 
 
 def _tile(values: int, width: int) -> tuple[dict[str, int], int]:
@@ -203,7 +203,7 @@ def _tile(values: int, width: int) -> tuple[dict[str, int], int]:
 
 @cache
 def passes() -> Plain:
-    return Plain() if triton_passes.refusal(check) else Fused()
+    return Plain() if refusal(check) else Fused()
 
 
 @torch.inference_mode()

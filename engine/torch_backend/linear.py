@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,9 +66,9 @@ def card_kernels() -> Any:
     """The module that does in one pass on a card what torch does in several, None where that can't be."""
     if importlib.util.find_spec("triton") is None:
         return None
-    from engine.torch_backend import triton_passes
+    from engine.torch_backend import triton_check, triton_passes
 
-    return None if triton_passes.fault() else triton_passes
+    return None if triton_check.fault() else triton_passes
 
 
 class RowBlocks(nn.Module):
@@ -133,8 +134,8 @@ class StoredEmbedding(nn.Module):
         self.dtype = dtype
         self.register_buffer("weight", torch.empty(layer.num_embeddings, layer.embedding_dim, device="meta"))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight).to(self.dtype)
+    def forward(self, ids: Tensor, device: torch.device | None = None) -> Tensor:
+        return F.embedding(ids, self.weight).to(device, self.dtype)
 
 
 def _packed_parts(module: nn.Module, rows: int, features: int, quantization: Quantization) -> None:
@@ -178,11 +179,18 @@ class PackedEmbedding(nn.Module):
         self.dtype = dtype
         _packed_parts(self, layer.num_embeddings, layer.embedding_dim, quantization)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Token ids [B, L] -> [B, L, K]. Only the rows asked for are read, each once: most of a prompt is padding."""
-        each, places = ids.unique(return_inverse=True)
-        codes, scales, biases = (part[each] for part in (self.weight, self.scales, self.biases))
-        return expand(codes, scales, biases, self.bits, self.dtype)[places]
+    def forward(self, ids: Tensor, device: torch.device | None = None) -> Tensor:
+        """Token ids [B, L] -> [B, L, K] on `device`. Only the rows asked for are read, each once: most of a prompt is
+        padding. By NumPy, because torch wakes its threads for this, on 16 cores for milliseconds."""
+        each, places = np.unique(ids.numpy(), return_inverse=True)
+        codes, scales, biases = (taken(part, each).to(device) for part in (self.weight, self.scales, self.biases))
+        rows = expand(codes, scales, biases, self.bits, self.dtype)
+        return rows[torch.from_numpy(places).view(ids.shape).to(device)]
+
+
+def taken(table: Tensor, rows: np.ndarray) -> Tensor:
+    """Some rows of a table of any dtype in main memory."""
+    return torch.from_numpy(table.view(torch.uint8).numpy()[rows]).view(table.dtype)
 
 
 def build(
@@ -208,8 +216,8 @@ def build(
         if not (name := full_name.removeprefix(prefix)).startswith(unused)
     }
     packed = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
-    embeddings = {name for name, layer in module.named_modules() if isinstance(layer, nn.Embedding)}
     kept = _put_twins(module, tensors, packed, component, dtype, device)
+    embeddings = {name for name, layer in module.named_modules() if isinstance(layer, PackedEmbedding)}
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
         where = torch.device("cpu") if layer in embeddings else device
@@ -244,10 +252,7 @@ def _put_twins(
         weight = tensors.get(f"{name}.weight")
         if name in packed:
             twin = _packed_twin(name, layer, component, dtype)
-        elif (
-            (device.type == "cpu" or isinstance(layer, nn.Embedding))
-            and weight is not None and is_big(layer, weight) and weight.dtype != dtype
-        ):  # fmt: skip
+        elif weight is not None and stays(layer, weight, dtype, device):
             twin = _STORED[type(layer)](layer, dtype)
             kept.add(f"{name}.weight")
         else:
@@ -257,9 +262,13 @@ def _put_twins(
     return kept
 
 
-def is_big(layer: nn.Module, weight: Tensor) -> bool:
-    """Whether a dense layer on a CPU is better cast whenever it is used than copied into another number format."""
-    return type(layer) in _STORED and weight.nbytes >= BIG_WEIGHTS.get(weight.ndim, math.inf)
+def stays(layer: nn.Module, weight: Tensor, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a dense layer is better left as the file has it, and cast when it is used: an embedding, or on a CPU a
+    big one that would be copied into another number format."""
+    if isinstance(layer, nn.Embedding):
+        return True
+    big = type(layer) in _STORED and weight.nbytes >= BIG_WEIGHTS.get(weight.ndim, math.inf)
+    return big and device.type == "cpu" and weight.dtype != dtype
 
 
 _STORED: dict[type[nn.Module], Callable[..., nn.Module]] = {

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from engine.packs import Quantization
 from engine.products import FORMATS, Numbers
-from engine.torch_backend import int8, triton_passes
+from engine.torch_backend import int8, triton_check
 from engine.torch_backend.linear import CENTRES, PackedLinear
 from engine.torch_backend.passes import TorchPasses
+from engine.torch_backend.triton_passes import TritonPasses
 
 TOKENS, INPUTS, OUTPUTS = 512, 3072, 1536
 ROUNDS = 4
@@ -66,8 +67,8 @@ def measure_card() -> Numbers:
     work = 2 * sum(CARD_TOKENS) * INPUTS * CARD_OUTPUTS / 1e9
     found = dict.fromkeys(FORMATS, 0.0)
     found["bfloat16"] = work / sum(_seconds(partial(layer, x)) for x in given)
-    if ways := triton_passes.found()[0]:
-        passes = triton_passes.TritonPasses(cuda, ways)
+    if ways := triton_check.found()[0]:
+        passes = TritonPasses(cuda, ways)
         found["int8"] = work / sum(_seconds(_as_bytes(passes, layer, x)) for x in given)
     return {name: round(rate, 1) for name, rate in found.items()}
 

@@ -23,7 +23,7 @@ from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
 from engine.latents import Recent, foreseen, outset
 from engine.packs import open_pack
-from engine.torch_backend import fused, kernels, linear, remember, triton_passes
+from engine.torch_backend import fused, kernels, linear, remember, triton_check
 from engine.torch_backend.admission import Admission
 from engine.torch_backend.graph import Graphs
 from engine.torch_backend.mapped import MappedFiles
@@ -169,7 +169,7 @@ class Model:
         if quantization is None or not (trial or found):
             return None
         if next(module.parameters()).device.type == "cuda":
-            passes: Sequence[Any] = triton_passes.chosen(data_dir, hardware)
+            passes: Sequence[Any] = triton_check.chosen(data_dir, hardware)
         else:
             passes = kernels.chosen(data_dir, hardware, quantization.group_size) or [TorchPasses()]
         keep = partial(products.keep_errors, data_dir, self.pack, part=part)

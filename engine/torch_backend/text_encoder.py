@@ -138,8 +138,8 @@ class TextEncoder:
         `check` is called after every layer; what it raises ends the work. Padding rows are computed as well: the image
         transformer was trained with them.
         """
-        words = self.model.embed_tokens(torch.from_numpy(ids))
-        return self.run(words.to(self.device), torch.from_numpy(mask).to(self.device), check)
+        words = self.model.embed_tokens(torch.from_numpy(ids), self.device)
+        return self.run(words, torch.from_numpy(mask).to(self.device), check)
 
     def read(self, words: Tensor, mask: Tensor, check: Callable[[], None]) -> Tensor:
         """The same of the words' embedding."""

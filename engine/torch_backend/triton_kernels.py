@@ -47,7 +47,7 @@ def output_at(place, ORDER: tl.constexpr, TILE: tl.constexpr):
     return output, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def int8_weights(
     codes, factors, out, places, outputs, groups, ORDER: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     TILE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
@@ -78,7 +78,7 @@ def int8_weights(
     tl.store(out + (place * groups + group)[:, :, None] * (GROUP // 4) + word, weights, mask=mask[:, :, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def half_weights(
     codes, scales, biases, out, total, centre, CENTRED: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -154,7 +154,7 @@ def pairs(source, place, mask, SIZE: tl.constexpr, APART: tl.constexpr):
     return first, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads"])
 def turned(
     x, weight, cos, sin, out, stride, out_row, out_head, heads, eps, SIZE: tl.constexpr, HEADS: tl.constexpr,
     APART: tl.constexpr,

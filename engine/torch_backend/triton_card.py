@@ -1,0 +1,79 @@
+"""Kernels on an NVIDIA card: how they are launched, and whether they can be used at all.
+
+Knows no kernel. triton_passes.py and decoder_card.py have them; both ask here before the first use.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AGREE = 1e-2  # |ours - exact| / |exact| of a whole pass in bfloat16, which alone rounds away 0.2 %
+
+_ahead = False  # whether kernels are only compiled
+
+
+class Wrong(Exception):
+    """Which pass does not agree with torch, and by how much."""
+
+
+def held(what: str, ours: Tensor, exact: Tensor, bound: float = AGREE) -> None:
+    """Raises Wrong where they are further apart than `bound`."""
+    off = float((ours.float() - exact.float()).norm() / exact.float().norm())
+    if not (off <= bound or _ahead):
+        raise Wrong(f"{what} is {off:.2%} off")
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """A kernel of Triton's or Gluon's, in so many programs."""
+    if _ahead:
+        kernel.warmup(*arguments, grid=grid, **constants)
+    else:
+        kernel[grid](*arguments, **constants)
+
+
+def refusal(check: Callable[[torch.device], None]) -> str:
+    """Why the kernels that `check` compiles and compares can't be used on this card, as the second half of a sentence;
+    "" where they agree with torch."""
+    if importlib.util.find_spec("triton") is None:
+        return "not without the package triton, which comes with torch for CUDA on Linux"
+    try:
+        with _compiling():
+            check(torch.device("cuda"))
+        check(torch.device("cuda"))
+    except Wrong as wrong:
+        return str(wrong)
+    except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
+        return f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    return ""
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """What is launched is only compiled, all of it side by side: one kernel after the other takes a minute and more."""
+    import triton
+
+    global _ahead
+    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+        _ahead = True
+        try:
+            yield
+        finally:
+            _ahead = False
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it has what Hopper brought: descriptors and 227 kB of shared memory."""
+    return device.type != "cuda" or torch.cuda.get_device_properties(device).major == 9  # interpreted it has
+
+
+@cache
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
