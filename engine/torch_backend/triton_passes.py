@@ -172,8 +172,8 @@ class TritonPasses:
         some, each = EXPANDED
         launch(
             kernels().int8_weights, (-(-places // some), -(-groups // each)),
-            w.words.view(torch.uint8), w.factors, out, places, outputs, groups, ORDER=constant(order), BITS=w.bits, GROUP=inputs // groups, TILE=tile, ROWS=some,
-            GROUPS=each, num_warps=4,
+            w.words.view(torch.uint8), w.factors, out, places, outputs, groups, ORDER=constant(order), BITS=w.bits,
+            GROUP=inputs // groups, TILE=tile, ROWS=some, GROUPS=each, num_warps=4,
         )  # fmt: skip
         return out.view(torch.int8).view(places, inputs)
 
