@@ -25,6 +25,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import NoReturn
 
 from engine import catalog, hardware, products
 from engine.packs import Pack, open_pack
@@ -214,7 +215,7 @@ def _spawn(backend: str, data_dir: Path, previews: bool) -> tuple[SpawnProcess, 
     context = multiprocessing.get_context("spawn")  # a fork would copy locks, threads and CUDA state
     ours, theirs = context.Pipe()
     child = theirs, backend, data_dir, previews
-    process = context.Process(target=_serve, args=child, name="niwaki-engine", daemon=True)
+    process = context.Process(target=_child, args=child, name="niwaki-engine", daemon=True)
     try:
         with _deaf_to_ctrl_c():
             process.start()
@@ -243,8 +244,13 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _child(pipe: Connection, backend: str, data_dir: Path, previews: bool) -> NoReturn:
+    _serve(pipe, backend, data_dir, previews)
+    os._exit(0)  # nothing is left to tidy, and taking a framework apart costs whoever waits half a second
+
+
 def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = False) -> None:
-    """The child: make what comes down the pipe, until it says None or breaks."""
+    """In the child: make what comes down the pipe, until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     step_back()
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -203,7 +203,7 @@ def _tile(values: int, width: int) -> tuple[dict[str, int], int]:
 
 @cache
 def passes() -> Plain:
-    return Plain() if refusal(check) else Fused()
+    return Plain() if refusal("the decoder's norms", check) else Fused()
 
 
 @torch.inference_mode()

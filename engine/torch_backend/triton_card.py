@@ -3,12 +3,14 @@
 Knows no kernel. triton_passes.py and decoder_card.py have them; both ask here before the first use.
 """
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +40,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         kernel[grid](*arguments, **constants)
 
 
-def refusal(check: Callable[[torch.device], None]) -> str:
+def refusal(name: str, check: Callable[[torch.device], None]) -> str:
     """Why the kernels that `check` compiles and compares can't be used on this card, as the second half of a sentence;
-    "" where they agree with torch."""
+    "" where they agree with torch. They are compared once: a mark beside Triton's compiled kernels says so."""
     if importlib.util.find_spec("triton") is None:
         return "not without the package triton, which comes with torch for CUDA on Linux"
     try:
+        if (mark := _mark(name)).exists():
+            return ""
         with _compiling():
             check(torch.device("cuda"))
         check(torch.device("cuda"))
@@ -51,7 +55,18 @@ def refusal(check: Callable[[torch.device], None]) -> str:
         return str(wrong)
     except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
         return f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    with suppress(OSError):
+        mark.touch()
     return ""
+
+
+def _mark(name: str) -> Path:
+    """There once this check has passed with these libraries, this card and our code as it is."""
+    import triton
+
+    code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    about = name, triton.__version__, torch.__version__, torch.cuda.get_device_name(), code
+    return Path(triton.knobs.cache.dir) / f"niwaki-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}"
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def found() -> tuple[Ways | None, str]:
     """The best ways that agree with torch on this card, and why the last of the better ones don't."""
     why = ""
     for ways in (HOPPER, HOPPER_IN_TRITON) if is_hopper(torch.device("cuda")) else (EARLIER,):
-        refused = refusal(partial(check, ways=ways))
+        refused = refusal(repr(ways), partial(check, ways=ways))
         if not refused:
             return ways, why
         why = refused
