@@ -75,7 +75,7 @@ def need(
             if cpu
             else card_bytes(pack, size, side, pixels, dtype)
         ),
-        recorded=0 if cpu else denoising,
+        recorded=0 if cpu else SCRATCH + tokens * recorded_token_bytes(pack) if int8 else denoising,
     )
 
 
@@ -132,11 +132,18 @@ def token_bytes(pack: Pack, dtype: str) -> int:
 
 def int8_token_bytes(pack: Pack) -> int:
     """The same where layers multiply as bytes (torch_backend/fused.py), with float32 activations; a card's are
-    half as wide, and what is too much for one size is near what the graphs of two hold. Most is held where a layer
-    cannot bear it: the stream before and after, queries, keys and values, the output layer's input, and of this
-    layer the modulated input, both halves of the feed-forward and one of them gated."""
+    half as wide. Most is held where a layer cannot bear it: the stream before and after, queries, keys and values, the
+    output layer's input, and of this layer the modulated input, both halves of the feed-forward and one of them
+    gated."""
     width, mlp = _widths(pack)
     return 4 * (2 * width + 3 * width + (width + mlp) + width + 3 * mlp)
+
+
+def recorded_token_bytes(pack: Pack) -> int:
+    """What graphs of steps keep for a token in such layers, in bfloat16: queries, keys and values as they come and
+    where the attention reads them, and one half of the feed-forward."""
+    width, mlp = _widths(pack)
+    return 2 * (3 * width + 3 * width + mlp)
 
 
 def folded_bytes(component: Component) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.torch_backend.graph import Captured, Graphs
+from engine.torch_backend.int8 import Scratch
 
 
 class Replay:
@@ -38,7 +39,7 @@ class Step:
         inputs = tuple(each.clone() for each in tensors)
         output = torch.empty_like(inputs[0])
         graph: Any = Replay(lambda x, y, check: x + 10 * y.sum(), inputs, output)
-        return Captured(graph, inputs, output, [])
+        return Captured(graph, inputs, output)
 
     def __call__(self, number: float, size: int = 2) -> float:
         def check() -> None:
@@ -82,3 +83,27 @@ def test_what_is_returned_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     first = step.graphs(torch.ones(2), torch.ones(1), lambda: None)
     step(3)
     assert first.tolist() == [11, 11]
+
+
+def test_graphs_share_the_largest_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger picture's graph takes more, and the smaller one's is captured again over that."""
+    step = Step(monkeypatch)
+    scratch = Scratch()
+    monkeypatch.setattr(step.graphs, "_scratch", scratch)
+    capture = step.graphs._capture
+
+    def capturing(tensors: tuple[Tensor, ...]) -> Captured:
+        scratch.exchange(dict(step.graphs._buffers))
+        scratch.take("wide", len(tensors[0]), torch.float32)
+        step.graphs._share(scratch.exchange({}))
+        return capture(tensors)
+
+    monkeypatch.setattr(step.graphs, "_capture", capturing)
+    for size in (2, 2, 4, 4):
+        step(1, size=size)
+    assert step.captures == 2 and len(step.graphs._buffers["wide"]) == 4
+    for size in (2, 4, 2, 4):
+        step(1, size=size)
+    assert step.captures == 3 and step.eager == 2 and len(step.graphs._buffers["wide"]) == 4
+    step.graphs.clear()
+    assert not step.graphs._buffers

@@ -59,6 +59,7 @@ class Admission:
         for name, twin in self.layers.items():
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, twin)
+        self._spare()
 
     def errors(self) -> dict[str, float]:
         """The largest error of every layer so far, by the passes that it was left to."""
@@ -69,9 +70,17 @@ class Admission:
         if not self.trial:
             return
         self.trial = False
+        self._spare()
         for way in self.ways:
             if found := {name: twin.errors[way.name] for name, twin in self.layers.items() if way.name in twin.errors}:
                 self._keep(found, way.name)
+
+    def _spare(self) -> None:
+        """On a card drop what only layers in the model's number format need: 120 MB of the 4B model."""
+        if self.passes.device.type == "cuda" and not self.trial:
+            for twin in self.layers.values():
+                if twin.admitted:
+                    twin.plain.drop_scales()
 
     def restart(self) -> bool:
         """Whether a layer was refused after it had served: then what the model did since the start has to be done

@@ -23,7 +23,6 @@ class Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
-    buffers: list[Tensor]  # scratch memory that the graph writes to, which nobody else may have
 
 
 class Graphs:
@@ -43,6 +42,7 @@ class Graphs:
         self._scratch = scratch
         self._told = told
         self._captured: OrderedDict[Key, Captured | None] = OrderedDict()  # None: has run
+        self._buffers: dict[str, Tensor] = {}  # scratch memory that graphs write to, one at a time, and nobody else
         self._works = True
 
     def __call__(self, *inputs: Any) -> Tensor:
@@ -60,6 +60,8 @@ class Graphs:
             except Exception as error:  # of a driver or a library that nobody has tried: the picture is not lost
                 self._works = False
                 self.clear()
+                if self._scratch is not None:
+                    self._scratch.clear()
                 self._told(f"no CUDA graph ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
                 return self._run(*inputs)
         self._remember(key, captured)
@@ -71,6 +73,7 @@ class Graphs:
     def clear(self) -> None:
         """Give the memory back."""
         self._captured.clear()
+        self._buffers = {}
 
     def _remember(self, key: Key, captured: Captured | None) -> None:
         self._captured[key] = captured
@@ -80,13 +83,17 @@ class Graphs:
 
     def _capture(self, tensors: tuple[Tensor, ...]) -> Captured:
         inputs = tuple(each.clone() for each in tensors)
-        if self._scratch is not None:
-            self._scratch.clear()  # buffers of its own are made in the graph's memory, and stay there
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may ask how much memory is used
-                output = self._run(*inputs, lambda: None)
-            return Captured(graph, inputs, output, self._scratch.buffers() if self._scratch else [])
-        finally:
-            if self._scratch is not None:
-                self._scratch.clear()
+        if self._scratch is not None:  # what is missing there is made in this graph's memory
+            self._scratch.exchange(dict(self._buffers))
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may ask how much memory is used
+            output = self._run(*inputs, lambda: None)
+        if self._scratch is not None:
+            self._share(self._scratch.exchange({}))
+        return Captured(graph, inputs, output)
+
+    def _share(self, buffers: dict[str, Tensor]) -> None:
+        """These are for all graphs from now on. Those that write to smaller ones are captured anew when needed."""
+        if any(buffers[name] is not kept for name, kept in self._buffers.items()):
+            self._captured = OrderedDict.fromkeys(self._captured)
+        self._buffers = buffers

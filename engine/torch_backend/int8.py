@@ -54,12 +54,14 @@ class Scratch:
             kept = self._buffers[name] = torch.empty(count, dtype=dtype, device=self._device)
         return kept[:count]
 
-    def buffers(self) -> list[Tensor]:
-        return list(self._buffers.values())
+    def exchange(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Go on with other buffers, and hand over those so far."""
+        before, self._buffers = self._buffers, buffers
+        return before
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._buffers.clear()
+        self._buffers = {}
 
 
 @cache

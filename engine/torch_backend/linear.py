@@ -163,6 +163,10 @@ class PackedLinear(RowBlocks):
         if centre is not None and torch.equal(self.biases, self.scales * centre):
             self.centre = centre
 
+    def drop_scales(self) -> None:
+        """For a layer that somebody else multiplies from now on, with scales of his own."""
+        self.scales = self.biases = self.scales[:0].clone()
+
     def rows(self, wanted: slice) -> Tensor:
         codes, scales, biases = self.weight[wanted], self.scales[wanted], self.biases[wanted]
         return expand(codes, scales, biases, self.bits, self.dtype, self.centre)
