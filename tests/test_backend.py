@@ -364,7 +364,7 @@ def test_embedding_cache_is_bounded_and_forgets_the_oldest() -> None:
 def test_a_picture_needs_no_library_that_takes_seconds_to_import(packs: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
-for name in ("transformers", "diffusers"):
+for name in ("transformers", "diffusers", "sympy", "torch._dynamo"):  # the last two: torch's compiler
     sys.modules[name] = None
 from pathlib import Path
 from engine.hardware import detect

@@ -58,16 +58,18 @@ def model(pack: Path, dtype: torch.dtype = torch.float32) -> Flux2Transformer2DM
 
 
 def velocity(transformer: Flux2Transformer2DModel, batch: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    random = torch.Generator().manual_seed(5)
+    random, device = torch.Generator().manual_seed(5), next(transformer.parameters()).device
     text = torch.randn(1, TEXT, transformer.context_embedder.in_features, generator=random)
     image = torch.randn(batch, GRID[0] * GRID[1], transformer.x_embedder.in_features, generator=random)
-    text, image = text.to(dtype).expand(batch, -1, -1), image.to(dtype)
+    text, image = text.to(device, dtype).expand(batch, -1, -1), image.to(device, dtype)
+    sigma = torch.full((1,), 0.8, device=device)
     with torch.inference_mode():
-        return transformer(image, text, torch.full((1,), 0.8), *token_ids(TEXT, GRID, "cpu"), lambda: None)
+        return transformer(image, text, sigma, *token_ids(TEXT, GRID, device), lambda: None)
 
 
 def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+    ours, theirs = ours.float().cpu(), theirs.float().cpu()
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def with_int8(pack: Path, passes: Sequence[Any], fuse: bool = True, dtype: torch.dtype = torch.float32) -> Admission:

@@ -1,5 +1,7 @@
 """When a denoising step runs as it is, when it is captured and when replayed; capturing itself needs a card."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -107,3 +109,21 @@ def test_graphs_share_the_largest_buffers(monkeypatch: pytest.MonkeyPatch) -> No
     assert step.captures == 3 and step.eager == 2 and len(step.graphs._buffers["wide"]) == 4
     step.graphs.clear()
     assert not step.graphs._buffers
+
+
+def test_a_captured_graph_shares_no_workspace_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch keeps for the stream on which it captures is dropped before and after (graph._own_workspaces)."""
+    done: list[str] = []
+
+    @contextmanager
+    def capturing(graph: Any, **how: Any) -> Iterator[None]:
+        done.append("begin")
+        yield
+        done.append("end")
+
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: done.append("dropped"), raising=False)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    graphs = Graphs(lambda x, check: done.append("run") or x + 1, lambda: True, None, done.append)
+    graphs._capture((torch.ones(2),))
+    assert done == ["dropped", "begin", "run", "end", "dropped"]

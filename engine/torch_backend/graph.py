@@ -7,7 +7,8 @@ from step to step or from picture to picture is an input with a place of its own
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,8 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         if self._scratch is not None:  # what is missing there is made in this graph's memory
             self._scratch.exchange(dict(self._buffers))
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may ask how much memory is used
+        # thread_local: others may ask how much memory is used
+        with _own_workspaces(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = self._run(*inputs, lambda: None)
         if self._scratch is not None:
             self._share(self._scratch.exchange({}))
@@ -97,3 +99,15 @@ class Graphs:
         if any(buffers[name] is not kept for name, kept in self._buffers.items()):
             self._captured = OrderedDict.fromkeys(self._captured)
         self._buffers = buffers
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """What is captured gets cuBLAS workspaces in its own memory. torch keeps one for a stream, captures all graphs on
+    the same stream, and drops it with any of them: then the others write to memory that is nobody's (pytorch issue
+    193402)."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()

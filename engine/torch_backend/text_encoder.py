@@ -82,7 +82,10 @@ class Qwen3Model(nn.Module):
         super().__init__()
         head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         self.pos_embed = Flux2PosEmbed(config["rope_theta"], (head_dim,))
-        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        table = config["vocab_size"], config["hidden_size"]
+        # given a weight it draws none: for random numbers on the meta device torch imports its compiler, which takes
+        # 0.7 to 6 seconds
+        self.embed_tokens = nn.Embedding(*table, _weight=torch.empty(table))
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, head_dim) for _ in range(layers))
 
     def states(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
