@@ -37,13 +37,14 @@ class Need:
     recorded: int = 0
 
     def peak(self, keep_text_encoder: bool, hand_back: bool = False) -> int:
-        """The worst of the three phases. A kept text encoder is in memory in all of them, and on a card all other
-        weights are; its graphs too, unless their memory is handed back before decoding."""
-        recorded = 0 if hand_back else self.recorded
+        """The worst of the three phases. A kept text encoder is in memory in all of them, on a card with the graph that
+        reads prompts, and there all other weights are; steps' graphs too, unless their memory is handed back before
+        decoding."""
+        card, recorded = self.recorded > 0, 0 if hand_back else self.recorded
         weights = self.transformer + self.decoder
-        reading = self.encoding + (weights + recorded if self.recorded else 0)
-        making = weights + max(self.denoising, recorded + self.decoding)
-        return self.libraries + max(self.encoder + reading, (self.encoder if keep_text_encoder else 0) + making)
+        reading = self.encoder + self.encoding + (weights + recorded if card else 0)
+        kept = self.encoder + (self.encoding if card else 0) if keep_text_encoder else 0
+        return self.libraries + max(reading, kept + weights + max(self.denoising, recorded + self.decoding))
 
 
 @lru_cache(maxsize=KEPT)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -359,6 +360,46 @@ def test_embedding_cache_is_bounded_and_forgets_the_oldest() -> None:
     assert cache.get("two") is None and cache.get("one") is one and cache.get("three") is three
     cache.put("big", torch.zeros(1000))
     assert cache.get("big") is not None and cache.get("one") is None
+
+
+def test_a_drafts_latents_are_waited_for_before_they_are_read(
+    backend: TorchBackend, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card they come to the processor when it gets to that, and nobody else waits in between."""
+    done: list[object] = []
+    real = model_module.outset
+    monkeypatch.setattr(model_module, "outset", lambda request, *how: done.append(request.draft) or real(request, *how))
+    monkeypatch.setattr(model_module, "finish", lambda device: done.append("waited"))
+    draft = replace(request_, steps=2, seed=77)
+    picture_of(backend, replace(request_, steps=4, width=192, height=128, draft=draft, start=2))
+    assert done[:2] == [None, "waited"] and len(done) == 3
+
+
+@pytest.mark.parametrize(("quick", "order"), [
+    (60.0, "queue1 wait1 give1 queue2 queue3 wait2 give2 give3"),
+    (0.0, "queue1 wait1 give1 queue2 wait2 give2 queue3 wait3 give3"),
+])  # fmt: skip
+def test_a_card_is_given_the_next_quick_step_before_anybody_waits(
+    monkeypatch: pytest.MonkeyPatch, quick: float, order: str
+) -> None:
+    done: list[str] = []
+
+    def steps() -> Iterator[torch.Tensor]:
+        for number in (1, 2, 3):
+            done.append(f"queue{number}")
+            yield torch.tensor(number)
+
+    def event() -> SimpleNamespace:
+        number = done[-1].removeprefix("queue")
+        return SimpleNamespace(synchronize=lambda: done.append(f"wait{number}"))
+
+    monkeypatch.setattr(backend_module, "QUICK", quick)
+    clock = backend_module.Clock()
+    clock.device = torch.device("cuda")
+    monkeypatch.setattr(clock, "_event", event)
+    for step in clock.done(steps()):
+        done.append(f"give{step.item()}")
+    assert " ".join(done) == order
 
 
 def test_a_picture_needs_no_library_that_takes_seconds_to_import(packs: Path, tmp_path: Path) -> None:

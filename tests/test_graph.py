@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ class Step:
         inputs = tuple(each.clone() for each in tensors)
         output = torch.empty_like(inputs[0])
         graph: Any = Replay(lambda x, y, check: x + 10 * y.sum(), inputs, output)
-        return Captured(graph, inputs, output)
+        return Captured(graph, inputs, output, [])
 
     def __call__(self, number: float, size: int = 2) -> float:
         def check() -> None:
@@ -87,43 +88,54 @@ def test_what_is_returned_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.tolist() == [11, 11]
 
 
-def test_graphs_share_the_largest_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger picture's graph takes more, and the smaller one's is captured again over that."""
-    step = Step(monkeypatch)
-    scratch = Scratch()
-    monkeypatch.setattr(step.graphs, "_scratch", scratch)
-    capture = step.graphs._capture
-
-    def capturing(tensors: tuple[Tensor, ...]) -> Captured:
-        scratch.exchange(dict(step.graphs._buffers))
-        scratch.take("wide", len(tensors[0]), torch.float32)
-        step.graphs._share(scratch.exchange({}))
-        return capture(tensors)
-
-    monkeypatch.setattr(step.graphs, "_capture", capturing)
-    for size in (2, 2, 4, 4):
-        step(1, size=size)
-    assert step.captures == 2 and len(step.graphs._buffers["wide"]) == 4
-    for size in (2, 4, 2, 4):
-        step(1, size=size)
-    assert step.captures == 3 and step.eager == 2 and len(step.graphs._buffers["wide"]) == 4
-    step.graphs.clear()
-    assert not step.graphs._buffers
-
-
-def test_a_captured_graph_shares_no_workspace_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch keeps for the stream on which it captures is dropped before and after (graph._own_workspaces)."""
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """torch captures nothing, and says when it would."""
     done: list[str] = []
 
     @contextmanager
-    def capturing(graph: Any, **how: Any) -> Iterator[None]:
+    def graph(graph: Any, **how: Any) -> Iterator[None]:
         done.append("begin")
         yield
         done.append("end")
 
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: done.append("dropped"), raising=False)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", capturing)
-    graphs = Graphs(lambda x, check: done.append("run") or x + 1, lambda: True, None, done.append)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return done
+
+
+def test_a_captured_graph_shares_no_workspace_with_others(capturing: list[str]) -> None:
+    """What torch keeps for the stream on which it captures is dropped before and after (graph._own_workspaces)."""
+    graphs = Graphs(lambda x, check: capturing.append("run") or x + 1, lambda: True, None, capturing.append)
     graphs._capture((torch.ones(2),))
-    assert done == ["dropped", "begin", "run", "end", "dropped"]
+    assert capturing == ["dropped", "begin", "run", "end", "dropped"]
+
+
+def test_graphs_share_the_largest_buffers(capturing: list[str]) -> None:
+    """A larger picture's graph takes more, and the smaller one's is captured again over that. Of one name text takes
+    little and then the picture much: whatever a graph wrote to stays with it."""
+    scratch, taken = Scratch(), dict[int, list[int]]()
+
+    def run(x: torch.Tensor, check: Any) -> torch.Tensor:
+        size = len(x)
+        taken[size] = [scratch.take("projected", count, torch.float32).data_ptr() for count in (2, size)]
+        return x + 1
+
+    graphs = Graphs(run, lambda: True, scratch, capturing.append)
+
+    def step(size: int) -> None:
+        graphs(torch.ones(size), lambda: None)
+        captured = next(reversed(graphs._captured.values()))
+        if captured is not None:
+            assert set(taken[size]) <= {buffer.data_ptr() for buffer in captured.buffers}
+
+    for size in (4, 4, 8, 8):
+        step(size)
+        scratch.clear()  # as after every picture
+    assert capturing.count("run") == 0 and capturing.count("begin") == 2 and len(graphs._buffers["projected"]) == 8
+    for size in (4, 8, 4, 8):
+        step(size)
+    assert capturing.count("begin") == 3 and taken[4][1] == taken[8][1] == graphs._buffers["projected"].data_ptr()
+    graphs.clear()
+    assert not graphs._buffers and not scratch.grown({})

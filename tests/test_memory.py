@@ -60,7 +60,9 @@ def test_a_card_holds_its_weights_and_recorded_steps_unless_they_are_handed_back
     rest = cpu.peak(False) - cpu.libraries - cpu.decoding
     assert card.peak(False, hand_back=True) == rest + card.decoding
     assert card.peak(False) == rest + card.decoding + card.denoising
-    assert card.peak(True) == card.peak(False) + card.encoder
+    assert card.peak(True) == card.peak(False) + card.encoder + card.encoding
     reading = need(packs["ternary"], (16, 16), cpu=False)
     weights = reading.transformer + reading.decoder + reading.recorded
+    bytes_too = need(packs["ternary"], (1024, 1024), cpu=False, int8=True, dtype="bfloat16")
+    assert memory.SCRATCH < bytes_too.recorded < bytes_too.denoising
     assert reading.peak(False) == reading.encoder + reading.encoding + weights

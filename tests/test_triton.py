@@ -62,6 +62,17 @@ def test_a_pass_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         triton_check.check(DEVICE, SMALL, group=64)
 
 
+def test_what_cannot_be_compiled_ahead_stands_in_nobodys_way() -> None:
+    """It fails again, and says why, when it is used; other kernels can be compiled ahead after it."""
+    from triton.runtime import _async_compile
+
+    for _ in range(2):
+        with triton_card._compiling():
+            mode = _async_compile.active_mode.get()
+            mode.submit("kernel", lambda: 1 / 0, print)
+        assert _async_compile.active_mode.get() is None and not triton_card._ahead
+
+
 def test_a_thread_of_a_hopper_card_has_neighbours() -> None:
     """Of 32 places, wgmma's fragment gives one thread of four the pairs 2 q and 2 q + 1 of every eight; of 64, in a
     gated product, eight gates and their values."""

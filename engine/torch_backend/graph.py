@@ -24,6 +24,7 @@ class Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
+    buffers: list[Tensor]  # scratch memory that it writes to
 
 
 class Graphs:
@@ -43,7 +44,7 @@ class Graphs:
         self._scratch = scratch
         self._told = told
         self._captured: OrderedDict[Key, Captured | None] = OrderedDict()  # None: has run
-        self._buffers: dict[str, Tensor] = {}  # scratch memory that graphs write to, one at a time, and nobody else
+        self._buffers: dict[str, Tensor] = {}  # scratch memory for graphs alone, which write to it one at a time
         self._works = True
 
     def __call__(self, *inputs: Any) -> Tensor:
@@ -75,6 +76,8 @@ class Graphs:
         """Give the memory back."""
         self._captured.clear()
         self._buffers = {}
+        if self._scratch is not None:
+            self._scratch.forget()
 
     def _remember(self, key: Key, captured: Captured | None) -> None:
         self._captured[key] = captured
@@ -84,21 +87,26 @@ class Graphs:
 
     def _capture(self, tensors: tuple[Tensor, ...]) -> Captured:
         inputs = tuple(each.clone() for each in tensors)
-        graph = torch.cuda.CUDAGraph()
-        if self._scratch is not None:  # what is missing there is made in this graph's memory
-            self._scratch.exchange(dict(self._buffers))
+        graph, given = torch.cuda.CUDAGraph(), self._shared()
+        if self._scratch is not None:
+            self._scratch.exchange(dict(given))
         # thread_local: others may ask how much memory is used
         with _own_workspaces(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = self._run(*inputs, lambda: None)
         if self._scratch is not None:
-            self._share(self._scratch.exchange({}))
-        return Captured(graph, inputs, output)
+            self._buffers = self._scratch.exchange({})
+        # what was given and outgrown meanwhile is written to all the same
+        return Captured(graph, inputs, output, [*given.values(), *self._buffers.values()])
 
-    def _share(self, buffers: dict[str, Tensor]) -> None:
-        """These are for all graphs from now on. Those that write to smaller ones are captured anew when needed."""
+    def _shared(self) -> dict[str, Tensor]:
+        """The buffers of all graphs, as large as was ever asked for. Where that is more than it was, graphs that write
+        to the smaller ones go, and are captured anew when they are needed."""
+        if self._scratch is None:
+            return {}
+        buffers = self._scratch.grown(self._buffers)
         if any(buffers[name] is not kept for name, kept in self._buffers.items()):
             self._captured = OrderedDict.fromkeys(self._captured)
-        self._buffers = buffers
+        return buffers
 
 
 @contextmanager

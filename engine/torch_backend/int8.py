@@ -45,14 +45,24 @@ class Scratch:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._most: dict[str, tuple[int, torch.dtype]] = {}  # elements that were ever asked for
         self._device = device
 
     def take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         """`count` elements [count] with anything in them; what an earlier `take` of this name gave is overwritten."""
+        self._most[name] = max(count, self._most.get(name, (0, dtype))[0]), dtype
         kept = self._buffers.get(name)
         if kept is None or len(kept) < count:
             kept = self._buffers[name] = torch.empty(count, dtype=dtype, device=self._device)
         return kept[:count]
+
+    def grown(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One of each name that was ever asked for, as large as it was: of `buffers` where they suffice."""
+        found = dict(buffers)
+        for name, (count, dtype) in self._most.items():
+            if name not in found or len(found[name]) < count:
+                found[name] = torch.empty(count, dtype=dtype, device=self._device)
+        return found
 
     def exchange(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
         """Go on with other buffers, and hand over those so far."""
@@ -62,6 +72,10 @@ class Scratch:
     def clear(self) -> None:
         """Give the memory back."""
         self._buffers = {}
+
+    def forget(self) -> None:
+        """What was asked for until now says nothing of what will be."""
+        self._most = {}
 
 
 @cache

@@ -48,7 +48,8 @@ def expand(
 
     `centre` is given where `biases == centre * scales`, and saves reading them.
     """
-    if codes.is_cuda and dtype == torch.bfloat16 and (card := card_kernels()) is not None:
+    group = codes.shape[1] * 8 // bits // scales.shape[1]
+    if codes.is_cuda and dtype == torch.bfloat16 and (card := card_kernels()) is not None and card.is_power(group):
         return card.half_weights(codes, scales, biases, bits, centre)
     table = code_table(bits, dtype, centre or 0.0, codes.device)
     # int32, because torch takes a uint8 index for a mask, and int64 would be twice the bytes

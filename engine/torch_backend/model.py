@@ -196,6 +196,7 @@ class Model:
         draft = request.draft
         if draft is not None and self.recent.get(draft) is None:
             yield from self.denoised(draft, embeddings, device, check)
+            finish(device)  # its latents are on their way, and read at once
         start, rest, grid = outset(request, self.pack, self.recent)
         noisy = torch.from_numpy(start).to(device)
         again = self.admission.restart if self.admission else lambda: False
@@ -208,7 +209,7 @@ class Model:
         finally:
             if self.admission:
                 self.admission.clear()
-        # a card is not waited for: this is there when the picture is, before the next one can ask for it
+        # a card is not waited for: this is there when the picture is
         self.recent.put(request, latents.to("cpu", non_blocking=True).numpy())
 
 
@@ -229,6 +230,12 @@ def _expected(before: Tensor, after: Tensor, sigma: float, sigma_next: float) ->
 def placed(decided: plan.Plan) -> tuple[torch.dtype, torch.device]:
     """The plan's number format and device, as torch's."""
     return getattr(torch, decided.dtype), torch.device(decided.device)
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def give_back() -> None:

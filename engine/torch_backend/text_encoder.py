@@ -101,7 +101,8 @@ class Qwen3Model(nn.Module):
 
 def normed_and_turned(x: Tensor, norm: nn.RMSNorm, rotary: Rotary) -> Tensor:
     """[B, heads, L, head_dim]: on a card one pass over one prompt's, else a dozen."""
-    if x.is_cuda and len(x) == 1 and x.dtype == torch.bfloat16 and (card := linear.card_kernels()) is not None:
+    card = linear.card_kernels() if x.is_cuda and len(x) == 1 and x.dtype == torch.bfloat16 else None
+    if card is not None and card.is_power(x.shape[-1]):
         assert norm.eps is not None
         out = torch.empty_like(rows := x[0].transpose(0, 1))
         card.turn(rows, norm.weight, norm.eps, rotary, out, apart=True)

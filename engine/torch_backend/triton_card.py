@@ -71,11 +71,12 @@ def _mark(name: str) -> Path:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """What is launched is only compiled, all of it side by side: one kernel after the other takes a minute and more."""
+    """What is launched is only compiled, all of it side by side: one kernel after the other takes three times as long.
+    What can't be compiled is passed over here, for it fails again when it is used."""
     import triton
 
     global _ahead
-    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         _ahead = True
         try:
             yield

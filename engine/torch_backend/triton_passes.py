@@ -79,7 +79,7 @@ class TritonPasses:
 
     def bears(self, layer: PackedLinear) -> bool:
         """One or two bits, whose biases follow from the scales."""
-        fits = layer.centre is not None and layer.features // layer.scales.shape[1] % 4 == 0
+        fits = layer.centre is not None and is_power(layer.features // layer.scales.shape[1])
         return fits and layer.features % 64 == 0 and layer.weight.device.type == self.device.type
 
     def weights(self, layer: PackedLinear) -> Int8Weights:
@@ -181,6 +181,11 @@ class TritonPasses:
         """Steps [count, chunks], those of a chunk side by side."""
         values = torch.empty(count, inputs, dtype=torch.int8, device=self.device)
         return Int8Tokens(values, torch.empty(chunks, count, device=self.device).t())
+
+
+def is_power(size: int) -> bool:
+    """Whether Triton can make a range of so many, or of half or a quarter of it."""
+    return size >= 4 and size & (size - 1) == 0
 
 
 def half_weights(codes: Tensor, scales: Tensor, biases: Tensor, bits: int, centre: float | None) -> Tensor:
