@@ -6,7 +6,7 @@ is there, hand it back, and write their results from the registers that the prod
 tile's first stages already arrive. Triton's own kernels fetch, multiply and write by turns.
 
 wgmma leaves a thread pairs of neighbouring sums, eight places apart. So the rows of the weights come in an order in
-which eight of a thread's sums are neighbours (`row_of` in triton_kernels.py): 16 bytes that are stored at once.
+which eight of a thread's sums are neighbours (`output_at` in triton_kernels.py): 16 bytes that are stored at once.
 
 Importing this needs triton, 3.6 or newer.
 """
@@ -31,7 +31,7 @@ def sums_layout():
 
 @gluon.constexpr_function
 def results_layout(columns):
-    """Of results [64, columns] in the same registers, where they are: thread by thread eight neighbours."""
+    """Of results [64, columns] in the same registers, where they are: eight neighbours a thread."""
     registers = [[0, 1], [0, 2], [0, 4], [8, 0]]
     registers += [[0, 1 << bit] for bit in range(5, columns.bit_length() - 1)]
     lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]

@@ -1,6 +1,6 @@
-"""The passes of passes.py on an NVIDIA card: bfloat16 activations, int8 tokens and weights, kernels written in Triton.
+"""The passes of passes.py on an NVIDIA card: bfloat16 activations, int8 tokens and weights, kernels in Triton or Gluon.
 
-A layer's weights are made from its codes for every product, in one buffer that all layers share: on an H100 that takes
+A layer's weights are made from its codes for every product, in one buffer that all layers share: on an H200 that takes
 a twelfth of a 1024 x 1024 picture's products, a fifth at 512 x 512, and memory stays at what the pack takes. Nothing is
 tuned on the user's time: the tiles of a product follow from the card's generation and the product's size. Using this
 needs triton; triton_check.py is asked whether it can be used.
@@ -57,7 +57,7 @@ class Ways(NamedTuple):
 HOPPER = Ways(
     Tiles(128, 256, 128, 4, 4, True), Tiles(128, 128, 256, 4, 7, True), 4096, 128, Tiles(128, 128, 128, 4, 7, True)
 )
-HOPPER_IN_TRITON = Ways(Tiles(128, 128, 128, 4, 3, True), Tiles(128, 128, 256, 8, 3, True))  # where Gluon has changed
+HOPPER_IN_TRITON = Ways(Tiles(128, 128, 128, 4, 3, True), Tiles(128, 128, 256, 8, 3, True))  # if Gluon has changed
 EARLIER = Ways(Tiles(128, 128, 64, 8, 3, False), Tiles(128, 128, 128, 8, 3, False))  # 100 kB shared, no descriptors
 
 
