@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="4B pictures on an NVIDIA card against the floor and other engines.")
     parser.add_argument("--out", type=Path, default=None, help="where cuda.jsonl and cuda.log go (a temporary folder)")
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--limit", type=float, default=225, help="seconds for everything")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for everything")
     parser.add_argument("--patience", type=float, default=1, help="times the seconds that a part may take")
     arguments(parser)
     args = parser.parse_args()
