@@ -115,6 +115,21 @@ def test_pictures_of_a_batch_are_those_one_by_one(tiny_packs: Path, passes: Sequ
     assert off(together[:1], alone) < 1e-5 and off(together[1:2], alone) > 0.01
 
 
+def test_scales_may_go_where_layers_are_admitted_and_stay_where_not(
+    tiny_packs: Path, passes: Sequence[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, after the trial (Admission._spare)."""
+    admission = with_int8(tiny_packs / "ternary", passes)
+    refused, *others = admission.layers.values()
+    before = velocity(admission.model)  # type: ignore[attr-defined]
+    refused.errors = {way.name: 1.0 for way, _ in refused.ways}
+    with monkeypatch.context() as pretending:
+        pretending.setattr(admission.passes, "device", SimpleNamespace(type="cuda"))
+        admission.settle()
+    assert len(refused.plain.scales) and not any(len(layer.plain.scales) for layer in others)
+    assert 0 < off(velocity(admission.model), before) < 0.02  # type: ignore[attr-defined]
+
+
 def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Sequence[Any]) -> None:
     admission = with_int8(tiny_packs / "ternary", passes, dtype=torch.bfloat16)
     result = velocity(admission.model, dtype=torch.bfloat16)  # type: ignore[attr-defined]
