@@ -64,6 +64,11 @@ def need(
     tokens = math.prod(size) // side**2 + pack.notes.text_length
     pixels = math.prod(_edge(length, tile, TILE_HALO * side) for length in size)
     denoising = SCRATCH + batch * tokens * (int8_token_bytes(pack) if int8 else token_bytes(pack, dtype))
+    if cpu:
+        decoding, recorded = pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype), 0
+    else:
+        decoding = card_bytes(pack, size, side, pixels, dtype)
+        recorded = SCRATCH + tokens * recorded_token_bytes(pack) if int8 else denoising
     return Need(
         libraries=LIBRARIES if cpu else 0,
         encoder=encoder_bytes(pack, dtype),
@@ -71,12 +76,8 @@ def need(
         decoder=decoder_bytes(pack.vae, dtype),
         encoding=encoding_bytes(pack, dtype),
         denoising=denoising,
-        decoding=(
-            pixels * pixel_bytes(pack, dtype) + feature_bytes(pack, size, side, dtype)
-            if cpu
-            else card_bytes(pack, size, side, pixels, dtype)
-        ),
-        recorded=0 if cpu else SCRATCH + tokens * recorded_token_bytes(pack) if int8 else denoising,
+        decoding=decoding,
+        recorded=recorded,
     )
 
 

@@ -87,8 +87,9 @@ class Graphs:
 
     def _capture(self, tensors: tuple[Tensor, ...]) -> Captured:
         inputs = tuple(each.clone() for each in tensors)
-        graph, given = torch.cuda.CUDAGraph(), self._shared()
+        graph, given = torch.cuda.CUDAGraph(), self._buffers
         if self._scratch is not None:
+            self._buffers = given = self._grown(self._scratch)
             self._scratch.exchange(dict(given))
         # thread_local: others may ask how much memory is used
         with _own_workspaces(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -98,12 +99,10 @@ class Graphs:
         # what was given and outgrown meanwhile is written to all the same
         return Captured(graph, inputs, output, [*given.values(), *self._buffers.values()])
 
-    def _shared(self) -> dict[str, Tensor]:
+    def _grown(self, scratch: Scratch) -> dict[str, Tensor]:
         """The buffers of all graphs, as large as was ever asked for. Where that is more than it was, graphs that write
         to the smaller ones go, and are captured anew when they are needed."""
-        if self._scratch is None:
-            return {}
-        buffers = self._scratch.grown(self._buffers)
+        buffers = scratch.grown(self._buffers)
         if any(buffers[name] is not kept for name, kept in self._buffers.items()):
             self._captured = OrderedDict.fromkeys(self._captured)
         return buffers

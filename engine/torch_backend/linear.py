@@ -225,12 +225,12 @@ def build(
     embeddings = {name for name, layer in module.named_modules() if isinstance(layer, PackedEmbedding)}
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        where = torch.device("cpu") if layer in embeddings else device
         if layer in packed:
+            where = torch.device("cpu") if layer in embeddings else device
             # bytes, not uint32 words: a little-endian word holds its codes in the order of its bytes
             tensors[name] = tensor.view(torch.uint8).to(where) if kind == "weight" else tensor.to(where)
         elif name not in kept:
-            tensors[name] = tensor.to(where, dtype if tensor.is_floating_point() else None)
+            tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     refuse_misfits(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, component.folder)
     module.requires_grad_(False)
