@@ -137,6 +137,23 @@ def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Sequence
     assert off(result, velocity(model(tiny_packs / "ternary"))) < 0.04
 
 
+@pytest.mark.parametrize("refused", [0, 1, -1])
+def test_a_block_between_fused_ones_is_given_the_models_format(
+    tiny_packs: Path, passes: Sequence[Any], monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    transformer = model(tiny_packs / "ternary", torch.bfloat16)
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    whole = list(blocks[refused].modules())
+    for way in passes:
+        bears = way.bears
+        monkeypatch.setattr(way, "bears", lambda layer, bears=bears: bears(layer) and layer not in whole)
+    fused.install(transformer, Admission(transformer, passes))
+    assert ["forward" in vars(block) for block in blocks] == [block is not blocks[refused] for block in blocks]
+    result = velocity(transformer, dtype=torch.bfloat16)
+    assert result.dtype == torch.bfloat16
+    assert off(result, velocity(model(tiny_packs / "ternary"))) < 0.04
+
+
 def test_a_text_encoder_of_four_bits_reads_as_bytes(tiny_packs: Path, library: Path, tmp_path: Path) -> None:
     compiled(library)
     pack = open_pack(tiny_packs / "ternary")

@@ -96,18 +96,21 @@ def weights(codes: Tensor, scales: Tensor, bits: int) -> Int8Weights:
     return Int8Weights(words, bits, factors, (largest * unit).flatten())
 
 
-def quantize(x: Tensor) -> Int8Tokens:
-    """Float activations [M, K] -> int8, each token in steps of its own. What isn't finite gives nonsense."""
-    tokens = Int8Tokens(torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1))
-    for start in range(0, len(x), TOKENS):
+def quantize(*parts: Tensor) -> Int8Tokens:
+    """Float activations, side by side [M, K] -> int8, each token in steps of its own. What isn't finite gives
+    nonsense."""
+    count, inputs = len(parts[0]), sum(part.shape[1] for part in parts)
+    tokens = Int8Tokens(torch.empty(count, inputs, dtype=torch.int8), torch.empty(count, 1))
+    for start in range(0, count, TOKENS):
         rows = slice(start, start + TOKENS)
-        quantize_into(x[rows], tokens, rows)
+        block = [part[rows].float() for part in parts]
+        quantize_into(torch.cat(block, dim=1) if len(block) > 1 else block[0], tokens, rows)
     return tokens
 
 
-def quantize_into(x: Tensor, tokens: Int8Tokens, rows: slice) -> None:
+def quantize_into(block: Tensor, tokens: Int8Tokens, rows: slice) -> None:
     """A few tokens [n, K] become `rows` of `tokens`."""
-    block, step = x.float(), tokens.steps[rows]
+    step = tokens.steps[rows]
     torch.maximum(block.amax(1, keepdim=True), block.amin(1, keepdim=True).neg_(), out=step)
     step.clamp_min_(TINY).div_(STEPS)
     tokens.values[rows] = (block * step.reciprocal()).round_()

@@ -20,20 +20,77 @@
 
 namespace {
 
-// Token `m` becomes a row of floats, null for one that only fills its panel.
-void quantize_row(const Panels& to, long m, const float* x) {
+// Floats to the nearest bfloat16, the even one of two.
+inline void round_row(const float* in, long count, uint16_t* out) {
+#pragma omp simd
+    for (long k = 0; k < count; ++k) {
+        uint32_t bits;
+        std::memcpy(&bits, in + k, 4);
+        out[k] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+inline void widen_row(const uint16_t* in, long count, float* out) {
+#pragma omp simd
+    for (long k = 0; k < count; ++k) {
+        const uint32_t bits = static_cast<uint32_t>(in[k]) << 16;
+        std::memcpy(out + k, &bits, 4);
+    }
+}
+
+// Into the cache, for a later turn.
+template <class Number> inline void fetch(const Number* from, long count) {
+    for (long k = 0; k < count; k += 64 / sizeof(Number))
+        _mm_prefetch(reinterpret_cast<const char*>(from + k), _MM_HINT_T0);
+}
+
+// Tokens whose first `width` inputs lie in one place, as floats or (`half`) bfloat16, and others in another.
+struct Rows {
+    const void* first;
+    long first_stride;
+    bool half;
+    long width;
+    const float* rest;
+    long stride;
+
+    // `count` inputs of a token from input `start` on: where they lie, or in `room`.
+    const float* floats(long m, long start, long count, float* room) const {
+        if (start >= width) return rest + m * stride + start - width;
+        const long at = m * first_stride + start, here = std::min(count, width - start);
+        if (!half && here == count) return static_cast<const float*>(first) + at;
+        if (half) widen_row(static_cast<const uint16_t*>(first) + at, here, room);
+        else std::memcpy(room, static_cast<const float*>(first) + at, here * sizeof(float));
+        if (here < count) std::memcpy(room + here, rest + m * stride, (count - here) * sizeof(float));
+        return room;
+    }
+
+    // Of the first place, for a later turn.
+    void fetch_ahead(long m, long start, long count) const {
+        const long at = m * first_stride + start;
+        if (half) fetch(static_cast<const uint16_t*>(first) + at, count);
+        else fetch(static_cast<const float*>(first) + at, count);
+    }
+};
+
+constexpr long PAGE = 1024;  // floats: at its end a processor stops fetching by itself
+
+// A token's place in its panel is filled: `floats(start)` says where a group of its inputs lies, null for no token.
+template <class Floats> void quantize_row(const Panels& to, long m, Floats floats) {
     const long r = m % PANEL, group = to.group;
     for (long g = 0; g < to.groups(); ++g) {
         const long at = to.at(g, m / PANEL);
+        const float* x = floats(g * group);
         int8_t* values = to.values + at * group;
         float largest = 0;
-        if (x)
+        if (x) {
+            fetch(x + PAGE, group);
 #pragma omp simd reduction(max : largest)
-            for (long k = 0; k < group; ++k) largest = std::max(largest, std::fabs(x[g * group + k]));
+            for (long k = 0; k < group; ++k) largest = std::max(largest, std::fabs(x[k]));
+        }
         const __m512 inverse = _mm512_set1_ps(largest > 0 ? STEPS / largest : 0);
         __m512i sums = _mm512_setzero_si512();
         for (long k = 0; k < group; k += LANES) {
-            __m512 floats = x ? _mm512_loadu_ps(x + g * group + k) : _mm512_setzero_ps();
+            __m512 floats = x ? _mm512_loadu_ps(x + k) : _mm512_setzero_ps();
             __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(floats, inverse));
             sums = _mm512_add_epi32(sums, rounded);
             place(values, r, k, _mm512_cvtsepi32_epi8(rounded));
@@ -57,11 +114,13 @@ void multiply(const Panels& x, const Weights& w, const Strips& strips, long firs
 }
 
 // The first `columns` of COUNT numbers to where they belong; all of them past the caches, if whole lines are written.
-template <long COUNT> inline void put(const float* from, long columns, float* to) {
-    if (columns == COUNT && reinterpret_cast<uintptr_t>(to) % 64 == 0)
-        for (long c = 0; c < COUNT; c += LANES) _mm512_stream_ps(to + c, _mm512_load_ps(from + c));
+template <long COUNT, class Number> inline void put(const Number* from, long columns, Number* to) {
+    constexpr long LINE = 64 / sizeof(Number);
+    if (COUNT % LINE == 0 && columns == COUNT && reinterpret_cast<uintptr_t>(to) % 64 == 0)
+        for (long c = 0; c < COUNT; c += LINE)
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + c), _mm512_load_si512(from + c));
     else
-        std::memcpy(to, from, columns * sizeof(float));
+        std::memcpy(to, from, columns * sizeof(Number));
 }
 
 // x / (1 + exp(-x)), to 1e-6 of its value; exp(r * ln 2) as a power of two times a polynomial, so that loops vectorise.
@@ -78,25 +137,22 @@ inline float silu(float x) {
 // One head of a token, normed and turned.
 inline void turn_row(const float* in, const float* weight, float eps, const float* cos, const float* sin, long size,
                      float* out) {
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (long k = 0; k < size; ++k) squares += in[k] * in[k];
-    const float inverse = 1 / std::sqrt(squares / size + eps);
-#pragma omp simd
-    for (long k = 0; k < size / 2; ++k) {
-        const float a = in[2 * k] * inverse * weight[2 * k], b = in[2 * k + 1] * inverse * weight[2 * k + 1];
-        out[2 * k] = a * cos[k] - b * sin[k];
-        out[2 * k + 1] = b * cos[k] + a * sin[k];
+    const auto first = [](long count) { return static_cast<__mmask16>((1u << std::min(count, LANES)) - 1); };
+    const __m512i twice = _mm512_srli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 1);
+    __m512 squares = _mm512_setzero_ps();
+    for (long k = 0; k < size; k += LANES) {
+        const __m512 x = _mm512_maskz_loadu_ps(first(size - k), in + k);
+        squares = _mm512_fmadd_ps(x, x, squares);
     }
-}
-
-// Floats to the nearest bfloat16, the even one of two.
-inline void round_row(const float* in, long count, uint16_t* out) {
-#pragma omp simd
-    for (long k = 0; k < count; ++k) {
-        uint32_t bits;
-        std::memcpy(&bits, in + k, 4);
-        out[k] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const __m512 inverse = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps));
+    for (long k = 0; k < size; k += LANES) {
+        const __mmask16 there = first(size - k), pairs = first((size - k) / 2) & 0xff;
+        const __m512 normed = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, in + k), inverse);
+        const __m512 x = _mm512_mul_ps(normed, _mm512_maskz_loadu_ps(there, weight + k));
+        const __m512 c = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(pairs, cos + k / 2));
+        const __m512 s = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(pairs, sin + k / 2));
+        const __m512 other = _mm512_mul_ps(_mm512_permute_ps(x, 0b10110001), s);  // of each pair
+        _mm512_mask_storeu_ps(out + k, there, _mm512_fmaddsub_ps(x, c, other));
     }
 }
 
@@ -109,11 +165,16 @@ long panel_tokens() { return PANEL; }
 long strip_outputs() { return STRIP; }
 long folded_groups() { return FOLD; }
 
-// Panels [first, last) of x [M, K], rows `stride` floats apart.
-void quantize(const float* x, long stride, long count, long inputs, long group, long first, long last, int8_t* values,
-              float* steps, int32_t* offsets) {
+// Panels [first, last) of tokens [M, K] as Rows has them.
+void quantize(const void* x, long x_stride, int half, long width, const float* rest, long stride, long count,
+              long inputs, long group, long first, long last, int8_t* values, float* steps, int32_t* offsets) {
+    const Rows rows{x, x_stride, half != 0, width, rest, stride};
     const Panels to{values, steps, offsets, count, inputs, group * FOLD};
-    for (long m = first * PANEL; m < last * PANEL; ++m) quantize_row(to, m, m < count ? x + m * stride : nullptr);
+    auto room = buffer<float>(to.group);
+    for (long m = first * PANEL; m < last * PANEL; ++m)
+        quantize_row(to, m, [&](long start) {
+            return m < count ? rows.floats(m, start, to.group, room.get()) : nullptr;
+        });
 }
 
 // The same of (1 + scale) * (x - mean) / deviation + shift, each token with its own mean and deviation.
@@ -134,25 +195,30 @@ void modulate(const float* x, long stride, const float* scale, const float* shif
 #pragma omp simd
             for (long k = 0; k < inputs; ++k) out[k] = (1 + scale[k]) * ((in[k] - mean) * inverse) + shift[k];
         }
-        quantize_row(to, m, out);
+        quantize_row(to, m, [&](long start) { return out ? out + start : nullptr; });
     }
 }
 
-// Strips [first, last) of the product of `count` tokens and N outputs, into rows of `out` that lie `stride` apart.
-// `gate` null: out = product; else out += gate * product.
+// Strips [first, last) of the product of `count` tokens and N outputs, into rows of `out` that lie `stride` numbers
+// apart. `gate` null: out = product, as floats or (`half`) bfloat16; else out, of floats, += gate * product.
 void product(int8_t* values, float* steps, int32_t* offsets, long count, long inputs, long group,
              const uint8_t* codes, const float* scales, const float* biases, long outputs, int bits, long first,
-             long last, const float* gate, float* out, long stride) {
+             long last, const float* gate, int half, void* out, long stride) {
     const Panels x{values, steps, offsets, count, inputs, group * FOLD};
     const Weights w{codes, scales, biases, outputs, inputs, group, bits};
     multiply(x, w, Strips{outputs, 1}, first, last, [&](long strip, long m, const float* sums) {
         const long n = strip * STRIP, columns = std::min(STRIP, outputs - n);
-        float* to = out + m * stride + n;
-        if (gate)
+        float* to = static_cast<float*>(out) + m * stride + n;
+        if (gate) {
 #pragma omp simd
             for (long c = 0; c < columns; ++c) to[c] += gate[n + c] * sums[c];
-        else
+        } else if (half) {
+            alignas(64) uint16_t rounded[STRIP];
+            round_row(sums, STRIP, rounded);
+            put<STRIP>(rounded, columns, static_cast<uint16_t*>(out) + m * stride + n);
+        } else {
             put<STRIP>(sums, columns, to);
+        }
     });
     _mm_sfence();
 }
@@ -175,17 +241,20 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.
-// x [M][heads][size] and out, of floats or (`half`) bfloat16; tokens `stride` and `out_stride` numbers apart, heads of
-// out `head_stride`; cos and sin [M][size / 2].
-void turn(const float* x, long stride, const float* weight, float eps, const float* cos, const float* sin, long heads,
-          long size, long first, long last, int half, void* out, long out_stride, long head_stride) {
-    auto row = buffer<float>(size);
+// x [M][heads][size] and out, each of floats or (`half`, `half_out`) bfloat16; tokens `stride` and `out_stride` numbers
+// apart, heads of out `head_stride`; cos and sin [M][size / 2].
+void turn(const void* x, int half, long stride, const float* weight, float eps, const float* cos, const float* sin,
+          long heads, long size, long first, long last, int half_out, void* out, long out_stride, long head_stride) {
+    auto room = buffer<float>(size), row = buffer<float>(size);
+    const Rows rows{x, stride, half != 0, heads * size, nullptr, 0};
     for (long m = first; m < last; ++m)
         for (long h = 0; h < heads; ++h) {
             const long at = m * out_stride + h * head_stride;
-            float* to = half ? row.get() : static_cast<float*>(out) + at;
-            turn_row(x + m * stride + h * size, weight, eps, cos + m * (size / 2), sin + m * (size / 2), size, to);
-            if (half) round_row(to, size, static_cast<uint16_t*>(out) + at);
+            float* to = half_out ? row.get() : static_cast<float*>(out) + at;
+            rows.fetch_ahead(m + 1, h * size, size);
+            const float* in = rows.floats(m, h * size, size, room.get());
+            turn_row(in, weight, eps, cos + m * (size / 2), sin + m * (size / 2), size, to);
+            if (half_out) round_row(to, size, static_cast<uint16_t*>(out) + at);
         }
 }
 

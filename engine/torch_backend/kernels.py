@@ -87,7 +87,6 @@ class Kernels:
 
     dtype = torch.float32
     device = torch.device("cpu")
-    joins = False
     by_head = True
     halves = True
 
@@ -112,12 +111,15 @@ class Kernels:
     def weights(self, layer: PackedLinear) -> Codes:
         return Codes(layer.weight, layer.scales, layer.biases if layer.bits == 4 else None, layer.bits)
 
-    def quantize(self, x: Tensor) -> Panels:
-        x = _floats(x)
-        tokens = self._empty(*x.shape)
+    def quantize(self, x: Tensor, first: Tensor | None = None) -> Panels:
+        first, x = _readable(x if first is None else first), None if first is None else _floats(x)
+        split = first.shape[1]
+        tokens = self._empty(len(first), split + (0 if x is None else x.shape[1]))
+        rest = (None, 0) if x is None else (_at(x), x.stride(0))
         self._each(
-            self._panels(len(x)), self._library.quantize,
-            (_at(x), x.stride(0), len(x), x.shape[1], self.group), tuple(map(_at, tokens[:3])),
+            self._panels(len(first)), self._library.quantize,
+            (_at(first), first.stride(0), first.dtype == torch.bfloat16, split, *rest, *tokens[3:], self.group),
+            tuple(map(_at, tokens[:3])),
         )  # fmt: skip
         return tokens
 
@@ -133,22 +135,21 @@ class Kernels:
         return tokens
 
     def multiply(self, x: Panels, w: Codes, out: Tensor) -> None:
-        self._product(self._library.product, x, w, (None, _at(out), out.stride(0)))
+        self._product(self._library.product, x, w, (None, out.dtype == torch.bfloat16, _at(out), out.stride(0)))
 
     def gate(self, x: Panels, w: Codes, out: Tensor) -> None:
         self._product(self._library.gated, x, w, (_at(out), out.stride(0)))
 
     def add(self, x: Panels, w: Codes, gate: Tensor, out: Tensor) -> None:
         gate = _floats(gate)
-        self._product(self._library.product, x, w, (_at(gate), _at(out), out.stride(0)))
+        self._product(self._library.product, x, w, (_at(gate), False, _at(out), out.stride(0)))
 
     def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
-        weight = _floats(weight)
-        self._each(
-            len(x), self._library.turn,
-            (_at(x), x.stride(0), _at(weight), eps, _at(rotary.cos), _at(rotary.sin), *x.shape[1:]),
-            (out.dtype == torch.bfloat16, _at(out), out.stride(0), out.stride(1)),
-        )  # fmt: skip
+        tokens = (_at(x), x.dtype == torch.bfloat16, x.stride(0))
+        norm = (_at(weight := _floats(weight)), eps)
+        angles = (_at(rotary.cos), _at(rotary.sin))
+        result = (out.dtype == torch.bfloat16, _at(out), out.stride(0), out.stride(1))
+        self._each(len(x), self._library.turn, (*tokens, *norm, *angles, *x.shape[1:]), result)
 
     def _product(self, run: Callable[..., None], x: Panels, w: Codes, result: tuple[Any, ...]) -> None:
         scales = w.scales.float().contiguous()
@@ -277,11 +278,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     tokens, product = "ppp", "pppnnn pppni nn"
     for name, signature in {
         "allowed": "", "panel_tokens": "", "strip_outputs": "", "folded_groups": "",
-        "quantize": "pnnnn nn" + tokens,
+        "quantize": "pnin pn nnn nn" + tokens,
         "modulate": "pnppfnnn nn" + tokens,
-        "product": product + "ppn",
+        "product": product + "pipn",
         "gated": product + "pn",
-        "turn": "pnpfppnn nn ipnn",
+        "turn": "pinpfppnn nn ipnn",
     }.items():  # fmt: skip
         function = library[name]
         function.argtypes = [kinds[letter] for letter in signature.replace(" ", "")]
@@ -294,6 +295,10 @@ def _at(tensor: Tensor) -> int:
     """Where a tensor's numbers begin; the caller keeps the tensor, and its rows lie close within."""
     assert tensor.stride(-1) == 1
     return tensor.data_ptr()
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.bfloat16 and x.stride(-1) == 1 else _floats(x)
 
 
 def _floats(x: Tensor) -> Tensor:
@@ -317,7 +322,8 @@ def _check(kernels: Kernels, group: int) -> None:
     fold = kernels.fold
     tokens, groups, outputs = 37, 7 * fold, 150
     inputs = groups * group
-    x = normal(tokens, inputs) * normal(tokens, 1).exp()
+    x, split = normal(tokens, inputs) * normal(tokens, 1).exp(), group + 5
+    in_parts = torch.cat((x[:, :split].bfloat16().float(), x[:, split:]), dim=1)
     modulation = Modulation(normal(inputs), normal(inputs), normal(outputs))
     modulated = F.layer_norm(x, (inputs,), eps=1e-6) * (1 + modulation.scale) + modulation.shift
     for bits, centre in ((1, -0.5), (2, -1.0), (4, None)):
@@ -330,11 +336,17 @@ def _check(kernels: Kernels, group: int) -> None:
         biases = normal(outputs, groups) - 8 * scales
         w = Codes(packed, scales, biases if bits == 4 else None, bits)
         dense = expand(packed, rounded(scales, fold), biases, bits, torch.float32, centre)
-        for source, panels in ((x, kernels.quantize(x)), (modulated, kernels.modulate(x, modulation, 1e-6))):
+        for source, panels in (
+            (x, kernels.quantize(x)),
+            (in_parts, kernels.quantize(x[:, split:], x[:, :split].bfloat16())),
+            (modulated, kernels.modulate(x, modulation, 1e-6)),
+        ):
             exact = rounded(source, group * fold) @ dense.T
             out = torch.empty(tokens, outputs)
             kernels.multiply(panels, w, out)
             held("a product", out, exact)
+            kernels.multiply(panels, w, half := torch.empty_like(out, dtype=torch.bfloat16))
+            held("a product in bfloat16", half.float(), out.bfloat16().float(), 0)
             kernels.gate(panels, w, out[:, : outputs // 2])
             held("SwiGLU", out[:, : outputs // 2], F.silu(exact[:, : outputs // 2]) * exact[:, outputs // 2 :])
             out.fill_(1)
@@ -349,6 +361,9 @@ def _check(kernels: Kernels, group: int) -> None:
     held("a rotation", turned, plain)
     kernels.turn(heads, weight, 1e-6, rotary, half := torch.empty_like(heads, dtype=torch.bfloat16))
     held("a rotation in bfloat16", half.float(), turned.bfloat16().float(), 0)
+    kernels.turn(heads.bfloat16(), weight, 1e-6, rotary, half)
+    kernels.turn(heads.bfloat16().float(), weight, 1e-6, rotary, turned)
+    held("a rotation of bfloat16", half.float(), turned.bfloat16().float(), 0)
 
 
 def rounded(x: Tensor, group: int) -> Tensor:

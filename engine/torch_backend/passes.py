@@ -22,9 +22,8 @@ class TorchPasses:
     name = "torch"
     dtype = torch.float32  # of the activations
     device = torch.device("cpu")
-    joins = False  # whether `quantize` takes rows that lie in two places
     by_head = True  # attention reads queries, keys and values fastest head by head
-    halves = False  # whether `turn` can write bfloat16 beside the passes' own number format
+    halves = False  # whether products and `turn` can write bfloat16 beside the passes' own number format
 
     def __init__(self) -> None:
         self.scratch = Scratch()
@@ -37,8 +36,9 @@ class TorchPasses:
     def weights(self, layer: PackedLinear) -> Int8Weights:
         return int8.weights(layer.weight, layer.scales, layer.bits)
 
-    def quantize(self, x: Tensor) -> Int8Tokens:
-        return int8.quantize(x)
+    def quantize(self, x: Tensor, first: Tensor | None = None) -> Int8Tokens:
+        """Of rows of x or, with `first`, of rows that begin there."""
+        return int8.quantize(x) if first is None else int8.quantize(first, x)
 
     def modulate(self, x: Tensor, modulation: Modulation, eps: float) -> Int8Tokens:
         """(1 + scale) * norm(x) + shift, quantised; the layer norm has no weights of its own."""

@@ -67,7 +67,6 @@ class TritonPasses:
     name = "triton"
     dtype = torch.bfloat16
     by_head = False  # attention reads tokens as they lie
-    joins = True
     halves = False  # everything is bfloat16
 
     def __init__(self, device: torch.device, ways: Ways, programs: int = 0) -> None:
@@ -86,7 +85,6 @@ class TritonPasses:
         return int8.weights(layer.weight, layer.scales, layer.bits)
 
     def quantize(self, x: Tensor, first: Tensor | None = None) -> Int8Tokens:
-        """Of rows of x or, with `first`, of rows that begin there."""
         first, split = (x, 0) if first is None else (first, first.shape[1])
         count, width = len(x), split + x.shape[1]
         chunk = self.ways.chunked.k
