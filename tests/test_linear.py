@@ -127,7 +127,8 @@ def test_rows_are_expanded_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     net, weights = built(tmp_path, 2)
     x = torch.randn(3, 5, FEATURES)
     expected = x @ torch.from_numpy(weights["layers.0"]).T
-    monkeypatch.setattr(linear, "BLOCK", 20 * FEATURES)  # blocks of 20 rows, the last one shorter
+    monkeypatch.setattr(linear, "OUTPUTS", 10)
+    monkeypatch.setattr(linear, "BLOCK", 25 * FEATURES)  # blocks of 20 rows, the last one shorter
     with torch.inference_mode(), PeakMemory() as memory:
         found = net.layers[0](x)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)

@@ -59,6 +59,7 @@ class Admission:
         for name, twin in self.layers.items():
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, twin)
+            twin.plain.expand = twin.ways[0][0].dense
         self._spare()
 
     def errors(self) -> dict[str, float]:

@@ -107,7 +107,8 @@ class Joined(Source):
         self.first = first
 
     def floats(self, wanted: Any = slice(None)) -> Tensor:
-        return torch.cat((self.first[wanted], self.x[wanted]), dim=1)
+        first = self.first[wanted]
+        return torch.cat((first, self.x[wanted].to(first.dtype)), dim=1)
 
     def _quantized(self, passes: Any) -> Any:
         return passes.quantize(self.x, self.first)

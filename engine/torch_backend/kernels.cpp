@@ -123,6 +123,40 @@ template <long COUNT, class Number> inline void put(const Number* from, long col
         std::memcpy(to, from, columns * sizeof(Number));
 }
 
+// Rows [first, last) of the weights, LANES codes at a time looked up among all that a code can stand for.
+template <int BITS> void expand_rows(const Weights& w, long first, long last, bool half, void* out) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 codes = _mm512_cvtepi32_ps(_mm512_and_si512(lanes, _mm512_set1_epi32((1 << BITS) - 1)));
+    const __m512i shifts = _mm512_mullo_epi32(_mm512_and_si512(lanes, _mm512_set1_epi32(32 / BITS - 1)),
+                                              _mm512_set1_epi32(BITS));
+    constexpr float CENTRE = BITS == 1 ? -.5f : -1.f;
+    for (long n = first; n < last; ++n)
+        for (long g = 0; g < w.groups(); ++g) {
+            const float scale = w.scales[n * w.groups() + g];
+            const float bias = w.biases ? w.biases[n * w.groups() + g] : CENTRE * scale;
+            alignas(64) float table[LANES];
+            _mm512_store_ps(table, _mm512_fmadd_ps(codes, _mm512_set1_ps(scale), _mm512_set1_ps(bias)));
+            uint16_t rounded[LANES];
+            if (half) round_row(table, LANES, rounded), widen_row(rounded, LANES, table);
+            const __m512 values = _mm512_load_ps(table);
+            const uint8_t* from = w.codes + n * w.bytes() + g * w.group * BITS / 8;
+            for (long k = 0; k < w.group; k += LANES) {
+                uint64_t word = 0;
+                std::memcpy(&word, from + k * BITS / 8, LANES * BITS / 8);
+                __m512i index = _mm512_set1_epi32(static_cast<int32_t>(word));
+                if (BITS == 4) index = _mm512_inserti64x4(index, _mm256_set1_epi32(static_cast<int32_t>(word >> 32)), 1);
+                // an index counts modulo LANES, and `values` repeats itself
+                const __m512 found = _mm512_permutexvar_ps(_mm512_srlv_epi32(index, shifts), values);
+                const long at = n * w.inputs + g * w.group + k;
+                if (half)
+                    _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(out) + at),
+                                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(found), 16)));
+                else
+                    _mm512_storeu_ps(static_cast<float*>(out) + at, found);
+            }
+        }
+}
+
 // x / (1 + exp(-x)), to 1e-6 of its value; exp(r * ln 2) as a power of two times a polynomial, so that loops vectorise.
 inline float silu(float x) {
     float power = std::min(std::max(x * -1.44269504f, -126.f), 126.f), whole = std::nearbyint(power);
@@ -238,6 +272,15 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
         put<HALF>(made, columns, out + m * stride + n);
     });
     _mm_sfence();
+}
+
+// Rows [first, last) of the weights themselves [N, K], as floats or (`half`) bfloat16.
+void dense(const uint8_t* codes, const float* scales, const float* biases, long inputs, long group, int bits, int half,
+           long first, long last, void* out) {
+    const Weights w{codes, scales, biases, last, inputs, group, bits};
+    if (bits == 1) expand_rows<1>(w, first, last, half != 0, out);
+    else if (bits == 4) expand_rows<4>(w, first, last, half != 0, out);
+    else expand_rows<2>(w, first, last, half != 0, out);
 }
 
 // Root-mean-square norm of each head of tokens [first, last), then its pairs turned by the token's angle.

@@ -111,6 +111,17 @@ class Kernels:
     def weights(self, layer: PackedLinear) -> Codes:
         return Codes(layer.weight, layer.scales, layer.biases if layer.bits == 4 else None, layer.bits)
 
+    def dense(
+        self, codes: Tensor, scales: Tensor, biases: Tensor, bits: int, dtype: torch.dtype, centre: float | None = None
+    ) -> Tensor:
+        """See linear.expand; for a layer that is multiplied in the model's number format."""
+        out = torch.empty(len(codes), codes.shape[1] * 8 // bits, dtype=dtype)
+        scales = _floats(scales)
+        shifts = None if centre is not None else _floats(biases)
+        weights = (_at(codes), _at(scales), None if shifts is None else _at(shifts), out.shape[1], self.group, bits)
+        self._each(len(codes), self._library.dense, (*weights, dtype == torch.bfloat16), (_at(out),))
+        return out
+
     def quantize(self, x: Tensor, first: Tensor | None = None) -> Panels:
         first, x = _readable(x if first is None else first), None if first is None else _floats(x)
         split = first.shape[1]
@@ -282,6 +293,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "modulate": "pnppfnnn nn" + tokens,
         "product": product + "pipn",
         "gated": product + "pn",
+        "dense": "pppnni i nn p",
         "turn": "pinpfppnn nn ipnn",
     }.items():  # fmt: skip
         function = library[name]
@@ -336,6 +348,10 @@ def _check(kernels: Kernels, group: int) -> None:
         biases = normal(outputs, groups) - 8 * scales
         w = Codes(packed, scales, biases if bits == 4 else None, bits)
         dense = expand(packed, rounded(scales, fold), biases, bits, torch.float32, centre)
+        exact = expand(packed, scales, biases, bits, torch.float32, centre)
+        for dtype in (torch.float32, torch.bfloat16):
+            made = kernels.dense(packed, scales, biases, bits, dtype, centre)
+            held(f"a layer in {dtype}", made.float(), exact.to(dtype).float())
         for source, panels in (
             (x, kernels.quantize(x)),
             (in_parts, kernels.quantize(x[:, split:], x[:, :split].bfloat16())),

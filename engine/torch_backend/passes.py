@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.torch_backend import int8
 from engine.torch_backend.int8 import TILE, TOKENS, Int8Tokens, Int8Weights, Scratch
-from engine.torch_backend.linear import PackedLinear
+from engine.torch_backend.linear import PackedLinear, expand
 from engine.torch_backend.transformer import Modulation, Rotary
 
 
@@ -23,6 +23,7 @@ class TorchPasses:
     dtype = torch.float32  # of the activations
     device = torch.device("cpu")
     by_head = True  # attention reads queries, keys and values fastest head by head
+    dense = staticmethod(expand)  # for a layer that is multiplied in the model's number format
     halves = False  # whether products and `turn` can write bfloat16 beside the passes' own number format
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.torch_backend import int8
 from engine.torch_backend.int8 import Int8Tokens, Int8Weights, Scratch
-from engine.torch_backend.linear import PackedLinear
+from engine.torch_backend.linear import PackedLinear, expand
 from engine.torch_backend.transformer import Modulation, Rotary
 from engine.torch_backend.triton_card import launch, processors
 
@@ -67,6 +67,7 @@ class TritonPasses:
     name = "triton"
     dtype = torch.bfloat16
     by_head = False  # attention reads tokens as they lie
+    dense = staticmethod(expand)
     halves = False  # everything is bfloat16
 
     def __init__(self, device: torch.device, ways: Ways, programs: int = 0) -> None:
