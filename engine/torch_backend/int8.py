@@ -8,6 +8,7 @@ rounded to 127 steps of their token's largest value. `y = (x8 @ w8) * the token'
 Knows nothing of modules, nor of which layers can bear it: admission.py finds that out.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from engine.torch_backend.linear import CENTRES  # code + centre is half the sign (one bit), or the sign
 
 STEPS = 127  # of the largest value, on either side of zero
-TILE = 1536  # outputs at a time: it divides the 4B model's layers, and wider tiles gained less than 2 %
 TOKENS = 64  # quantised at a time, so that they are still in a core's cache at the second look
 TINY = torch.finfo(torch.float32).tiny
 
@@ -78,6 +78,9 @@ class Scratch:
         self._most = {}
 
 
+Take = Callable[[str, int, torch.dtype], Tensor]  # Scratch.take, or one for a thread
+
+
 @cache
 def exact() -> bool:
     """Whether torch's integer product adds up here. Without VNNI pairs of products are added in 16 bits, and what
@@ -116,23 +119,21 @@ def quantize_into(block: Tensor, tokens: Int8Tokens, rows: slice) -> None:
     tokens.values[rows] = (block * step.reciprocal()).round_()
 
 
-def multiply_into(x: Int8Tokens, w: Int8Weights, rows: slice, out: Tensor, scratch: Scratch) -> None:
+def multiply_into(x: Int8Tokens, w: Int8Weights, rows: slice, out: Tensor, take: Take) -> None:
     """[M, K] tokens times some rows of the weights -> out [M, n] float32."""
-    tile = expand(w, rows, scratch)
-    sums = scratch.take("sums", len(x.values) * len(tile), torch.int32).view(len(x.values), len(tile))
+    tile = expand(w, rows, take)
+    sums = take("sums", len(x.values) * len(tile), torch.int32).view(len(x.values), len(tile))
     torch._int_mm(x.values, tile.t(), out=sums)
     # three passes in place: one pass of torch.mul over integers and floats takes longer than all of them
     out.copy_(sums).mul_(x.steps).mul_(w.steps[rows])
 
 
-def expand(w: Int8Weights, rows: slice, scratch: Scratch) -> Tensor:
+def expand(w: Int8Weights, rows: slice, take: Take) -> Tensor:
     """int8 [n, K] of some rows, in a buffer that the next call overwrites."""
     index = w.words[rows].flatten().int()
-    table, tile = _table(w.bits), scratch.take("weights", len(index), torch.int64)
-    if torch.get_num_threads() <= 2:
-        torch.index_select(table, 0, index, out=tile)  # three times faster on a core, but on one core only
-    else:
-        torch.index_select(table[:, None], 0, index, out=tile[:, None])
+    tile = take("weights", len(index), torch.int64)
+    # on one core; of rows of one number each it would be on all of them, a third as fast on each
+    torch.index_select(_table(w.bits), 0, index, out=tile)
     factors = w.factors[rows]
     return tile.view(torch.int8).view(*factors.shape, -1).mul_(factors[..., None]).flatten(1)
 

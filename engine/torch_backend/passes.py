@@ -6,14 +6,20 @@ rows or outputs at a time, so that what its steps hand on to each other stays in
 that the next block uses again.
 """
 
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.torch_backend import int8
-from engine.torch_backend.int8 import TILE, TOKENS, Int8Tokens, Int8Weights, Scratch
-from engine.torch_backend.linear import PackedLinear, expand
+from engine.torch_backend.cores import Cores
+from engine.torch_backend.int8 import TOKENS, Int8Tokens, Int8Weights, Scratch, Take
+from engine.torch_backend.linear import OUTPUTS, PackedLinear, expand
 from engine.torch_backend.transformer import Modulation, Rotary
+
+TILE = 1536  # outputs at a time, of all cores: it divides the 4B model's layers, and more gained less than 2 %
 
 
 class TorchPasses:
@@ -52,23 +58,31 @@ class TorchPasses:
         return tokens
 
     def multiply(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
-        for rows in tiles(len(w.words)):
-            int8.multiply_into(x, w, rows, out[:, rows], self.scratch)
+        def tile(take: Take, rows: slice) -> None:
+            int8.multiply_into(x, w, rows, out[:, rows], take)
+
+        self._tiles(tile, len(w.words))
 
     def gate(self, x: Int8Tokens, w: Int8Weights, out: Tensor) -> None:
         """SwiGLU of the product: silu(first half of the outputs) * second half."""
         half = len(w.words) // 2
-        for rows in tiles(half):
+
+        def tile(take: Take, rows: slice) -> None:
             gate = out[:, rows]
-            int8.multiply_into(x, w, rows, gate, self.scratch)
-            value = self._tile(x, w, slice(half + rows.start, half + rows.stop))
+            int8.multiply_into(x, w, rows, gate, take)
+            value = _product(x, w, slice(half + rows.start, half + rows.stop), take)
             F.silu(gate, inplace=True)
             gate.mul_(value)
 
+        self._tiles(tile, half)
+
     def add(self, x: Int8Tokens, w: Int8Weights, gate: Tensor, out: Tensor) -> None:
         """out += gate * product, with `gate` [N]."""
-        for rows in tiles(len(w.words)):
-            out[:, rows].addcmul_(self._tile(x, w, rows), gate[rows])
+
+        def tile(take: Take, rows: slice) -> None:
+            out[:, rows].addcmul_(_product(x, w, rows, take), gate[rows])
+
+        self._tiles(tile, len(w.words))
 
     def turn(self, x: Tensor, weight: Tensor, eps: float, rotary: Rotary, out: Tensor) -> None:
         """RMS norm of every head, then its pairs turned by their token's angle: x and out [M, heads, size]."""
@@ -79,18 +93,28 @@ class TorchPasses:
             # as complex numbers: a third of the time that four products of every other number take
             torch.mul(_pairs(normed), angles[rows], out=_pairs(out[rows]))
 
-    def _tile(self, x: Int8Tokens, w: Int8Weights, rows: slice) -> Tensor:
-        """Some outputs of a product, in a buffer that the next tile overwrites."""
-        out = self.scratch.take("tile", len(x.values) * (rows.stop - rows.start), torch.float32)
-        out = out.view(len(x.values), -1)
-        int8.multiply_into(x, w, rows, out, self.scratch)
-        return out
+    def _tiles(self, run: Callable[[Take, slice], None], outputs: int) -> None:
+        """`run` on some outputs after the others, each core on its own, with scratch memory of its own."""
+        wide = max(OUTPUTS, TILE // self._cores.count // OUTPUTS * OUTPUTS)
+        tiles = [slice(start, min(start + wide, outputs)) for start in range(0, outputs, wide)]
+
+        def on(core: int, rows: slice) -> None:
+            run(lambda name, count, dtype: self.scratch.take(f"{name} of core {core}", count, dtype), rows)
+
+        self._cores.share(on, tiles)
+
+    @cached_property
+    def _cores(self) -> Cores:
+        return Cores()
+
+
+def _product(x: Int8Tokens, w: Int8Weights, rows: slice, take: Take) -> Tensor:
+    """Some outputs of a product, in a buffer that the next one overwrites."""
+    out = take("tile", len(x.values) * (rows.stop - rows.start), torch.float32).view(len(x.values), -1)
+    int8.multiply_into(x, w, rows, out, take)
+    return out
 
 
 def _pairs(x: Tensor) -> Tensor:
     """Neighbouring features [.., size] as complex numbers [.., size / 2], where they lie."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
-def tiles(outputs: int) -> list[slice]:
-    return [slice(start, min(start + TILE, outputs)) for start in range(0, outputs, TILE)]
