@@ -134,11 +134,11 @@ def token_bytes(pack: Pack, dtype: str) -> int:
 
 def int8_token_bytes(pack: Pack) -> int:
     """The same where layers multiply as bytes (torch_backend/fused.py), with float32 activations; a card's are
-    half as wide. Most is held where a layer cannot bear it: the stream before and after, queries, keys and values, the
-    output layer's input, and of this layer the modulated input, both halves of the feed-forward and one of them
-    gated."""
+    half as wide. Most is held where a layer cannot bear it: the stream, queries, keys and values as they come and where
+    the attention reads them, the feed-forward's product, and of this layer the modulated input, both halves of the
+    feed-forward and one of them gated."""
     width, mlp = _widths(pack)
-    return 4 * (2 * width + 3 * width + (width + mlp) + width + 3 * mlp)
+    return 4 * (width + (3 + 3) * width + mlp + width + 3 * mlp)
 
 
 def recorded_token_bytes(pack: Pack) -> int:

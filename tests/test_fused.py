@@ -1,6 +1,7 @@
 """Blocks in few passes against the blocks they stand for, with torch's passes and with compiled ones; what is done
 where nothing can be compiled."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from engine.torch_backend.kernels import FOLDED, UNITS, Codes, Kernels, Unavaila
 from engine.torch_backend.model import Model
 from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.transformer import Flux2Transformer2DModel, token_ids
+from tests.packs.content import Content, small
+from tests.packs.full import write
 
 GROUP = 128
 GRID, TEXT = (3, 5), 13  # 28 tokens: no multiple of a panel
@@ -137,21 +140,39 @@ def test_a_model_in_bfloat16_keeps_its_format(tiny_packs: Path, passes: Sequence
     assert off(result, velocity(model(tiny_packs / "ternary"))) < 0.04
 
 
-@pytest.mark.parametrize("refused", [0, 1, -1])
-def test_a_block_between_fused_ones_is_given_the_models_format(
-    tiny_packs: Path, passes: Sequence[Any], monkeypatch: pytest.MonkeyPatch, refused: int
+@pytest.fixture(scope="module")
+def deep_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ternary, three blocks of each kind."""
+    folder = tmp_path_factory.mktemp("deep")
+    configs = small(num_layers=3, num_single_layers=3)
+    write(folder, "mlx", Content(configs, "ternary"))
+    (folder / "niwaki.json").write_text(json.dumps({"hidden_states": configs.hidden_states, "text_length": 32}))
+    return folder
+
+
+@pytest.mark.parametrize("unfused", [(), (0,), (2,), (3,), (1, 4)])
+def test_between_fused_blocks_the_stream_keeps_the_passes_format_and_elsewhere_the_models(
+    deep_pack: Path, passes: Sequence[Any], monkeypatch: pytest.MonkeyPatch, unfused: tuple[int, ...]
 ) -> None:
-    transformer = model(tiny_packs / "ternary", torch.bfloat16)
+    transformer = model(deep_pack, torch.bfloat16)
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    whole = list(blocks[refused].modules())
+    plain = [layer for number in unfused for layer in blocks[number].modules()]
     for way in passes:
         bears = way.bears
-        monkeypatch.setattr(way, "bears", lambda layer, bears=bears: bears(layer) and layer not in whole)
-    fused.install(transformer, Admission(transformer, passes))
-    assert ["forward" in vars(block) for block in blocks] == [block is not blocks[refused] for block in blocks]
+        monkeypatch.setattr(way, "bears", lambda layer, bears=bears: bears(layer) and layer not in plain)
+    admission = Admission(transformer, passes)
+    fused.install(transformer, admission)
+    given: list[torch.dtype] = []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].dtype))
     result = velocity(transformer, dtype=torch.bfloat16)
+    handed_on = [{number - 1, number}.isdisjoint(unfused) for number in range(1, len(blocks))]
+    assert given == [torch.bfloat16, *(torch.float32 if ours else torch.bfloat16 for ours in handed_on)]
     assert result.dtype == torch.bfloat16
-    assert off(result, velocity(model(tiny_packs / "ternary"))) < 0.04
+    assert off(result, velocity(model(deep_pack))) < 0.04
+    joint = admission.scratch._buffers["joint"].dtype
+    assert joint == (torch.bfloat16 if admission.passes.halves else torch.float32)
+    assert all(layer.plain.expand == layer.ways[0][0].dense for layer in admission.layers.values())
 
 
 def test_a_text_encoder_of_four_bits_reads_as_bytes(tiny_packs: Path, library: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ idle, and all others wait for the slowest core every time.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 from typing import TypeVar
 
@@ -15,20 +15,35 @@ Part = TypeVar("Part")
 
 
 class Cores:
-    def __init__(self) -> None:
-        self.count = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.count, "cores", torch.set_num_threads, (1,))
+    """`most`: no more cores than that."""
+
+    def __init__(self, most: int) -> None:
+        threads = torch.get_num_threads()
+        self.count = min(threads, most)
+        self._pool = ThreadPoolExecutor(self.count, "cores", _one_thread)
         all_there = Barrier(self.count)
         list(self._pool.map(lambda _: all_there.wait(), range(self.count)))
-        torch.set_num_threads(self.count)  # each thread has a number of its own, but MKL one for all
+        torch.set_num_threads(threads)  # threads that torch meets later begin with what was said last
 
     def share(self, run: Callable[[int, Part], object], parts: Sequence[Part]) -> None:
-        """`run(core, part)` for all parts; a core that is done takes the next one."""
+        """`run(core, part)` for all parts; a core that is done takes the next one. After an exception no further part
+        is begun. For one caller at a time, and not from within."""
         left = iter(parts)
 
         @torch.inference_mode()  # which a thread doesn't inherit
         def work(core: int) -> None:
-            for part in left:
-                run(core, part)
+            try:
+                for part in left:
+                    run(core, part)
+            finally:
+                list(left)  # nobody is to take what a failure leaves
 
-        list(self._pool.map(work, range(self.count)))
+        busy = [self._pool.submit(work, core) for core in range(self.count)]
+        wait(busy)
+        for core in busy:
+            core.result()
+
+
+def _one_thread() -> None:
+    torch.get_num_threads()  # torch gives a thread its number at the first question, whatever was said before
+    torch.set_num_threads(1)

@@ -157,7 +157,7 @@ class PackedLinear(RowBlocks):
         super().__init__(layer.in_features, dtype)
         self.bits = quantization.bits
         self.centre: float | None = None
-        self.expand: Callable[..., Tensor] = expand  # or what does the same faster (admission.py)
+        self.expand: Callable[..., Tensor] = expand  # or what does it in one pass (admission.py)
         _packed_parts(self, layer.out_features, layer.in_features, quantization)
 
     def find_centre(self) -> None:

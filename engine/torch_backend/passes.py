@@ -105,7 +105,7 @@ class TorchPasses:
 
     @cached_property
     def _cores(self) -> Cores:
-        return Cores()
+        return Cores(TILE // OUTPUTS)  # each has a tile of at least OUTPUTS
 
 
 def _product(x: Int8Tokens, w: Int8Weights, rows: slice, take: Take) -> Tensor:
