@@ -42,7 +42,7 @@ def install(transformer: Flux2Transformer2DModel, admission: Admission) -> None:
         if fit[number]:
             run = double_block if isinstance(block, Flux2TransformerBlock) else single_block
             # what the first block is given may be somebody's memory (remember.py); the others get it from a block
-            at = Place(admission, twin(layers(block)[0]).plain.dtype, number > 0, any(fit[number + 1 : number + 2]))
+            at = Setting(admission, twin(layers(block)[0]).plain.dtype, number > 0, any(fit[number + 1 : number + 2]))
             setattr(block, "forward", partial(run, block, at))  # noqa: B010, mypy allows no other way
 
 
@@ -55,8 +55,8 @@ def layers(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-class Place(NamedTuple):
-    """A block's, in a model in `dtype`."""
+class Setting(NamedTuple):
+    """Where a block stands, in a model in `dtype`."""
 
     admission: Admission
     dtype: torch.dtype
@@ -116,7 +116,7 @@ class Joined(Source):
 
 def double_block(
     block: Flux2TransformerBlock,
-    at: Place,
+    at: Setting,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor,
     mod_img: tuple[Modulation, ...],
@@ -147,7 +147,7 @@ def double_block(
 
 def single_block(
     block: Flux2SingleTransformerBlock,
-    at: Place,
+    at: Setting,
     hidden_states: Tensor,
     mod: tuple[Modulation, ...],
     rotary: Rotary,
