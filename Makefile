@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
+ZIG := $(shell sed -n 's/.*"\(ziglang[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: run setup test test-all test-full lint browser bench seedling
 
@@ -26,6 +27,11 @@ $(VENV)/.installed: requirements.txt
 	        $(PIP) install --no-deps torch==$(TORCH); }; \
 	fi
 	$(PIP) install -r requirements.txt
+	@if [ ! -e /proc/driver/nvidia/version ] && grep -qs avx512_vnni /proc/cpuinfo && \
+	    ! { command -v g++ || command -v c++ || command -v clang++; } >/dev/null; then \
+	    echo "No C++ compiler here: taking zig's, with which a big model's layers are multiplied sooner."; \
+	    $(PIP) install "$(ZIG)" || echo "It can't be had: torch multiplies them."; \
+	fi
 	@touch $@
 
 $(VENV)/.test-tools: $(VENV)/.installed pyproject.toml

@@ -3,7 +3,9 @@ where nothing can be compiled."""
 
 import json
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from tests.packs.content import Content, small
 from tests.packs.full import write
 
 GROUP = 128
+GXX = shutil.which("g++")
 GRID, TEXT = (3, 5), 13  # 28 tokens: no multiple of a panel
 
 
@@ -318,11 +321,12 @@ def fast() -> Hardware:
 
 @pytest.fixture
 def compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that is all of PATH."""
+    """A folder that is all of PATH, and no compiler from PyPI."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(kernels, "ZIG", "not_installed")
     yield folder
 
 
@@ -348,3 +352,33 @@ def test_whatever_is_missing_is_said_and_torch_takes_over(compilers: Path, fast:
     assert "g++ 99 can't build them: kernels.cpp: no" in reason()
     script(compilers / "g++", 'test "$1" = --version && echo "g++ 99" && exit; kill -9 $$')
     assert "g++ 99 can't build them: no message" in reason()
+
+
+def test_the_compiler_of_a_package_is_the_last_resort(
+    compilers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of ours stands in for ziglang, which is 400 MB; g++ for its compiler."""
+    if GXX is None or "avx512_vnni" not in detect().features:
+        pytest.skip("g++ or AVX-512 VNNI is missing")
+    main = tmp_path / "site" / "another_zig" / "__main__.py"
+    main.parent.mkdir(parents=True)
+    main.write_text(f"""
+import subprocess, sys
+assert sys.argv[1:3] == ["c++", "-nostdlib++"]
+sys.exit(subprocess.call(["{GXX}", *sys.argv[3:]], env={{"PATH": "{os.environ["PATH"]}:/usr/bin:/bin"}}))
+""")
+    monkeypatch.setenv("PYTHONPATH", str(main.parent.parent))
+    monkeypatch.syspath_prepend(main.parent.parent)
+    monkeypatch.setattr(kernels, "ZIG", "another_zig")
+    found = kernels.load(tmp_path, detect(), GROUP)
+    script(compilers / "g++", 'echo "g++ 99"')
+    assert "g++" in found.compiler and kernels.find_compiler()[1] == "g++ 99"
+
+
+@pytest.mark.parametrize("unit", (*UNITS, FOLDED), ids=lambda unit: unit.file)
+def test_the_passes_need_nothing_of_the_library_of_cxx(unit: Unit) -> None:
+    """zig would build its own first."""
+    if GXX is None or unit.feature not in detect().features:
+        pytest.skip(f"g++ or {unit.feature} is missing")
+    command = [GXX, *kernels.FLAGS, "-nostdinc++", "-fsyntax-only", f'-DUNIT="{unit.file}"', str(kernels.SOURCE)]
+    subprocess.run(command, check=True)

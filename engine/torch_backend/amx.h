@@ -105,23 +105,23 @@ template <bool BIASED, bool FIRST, int TURNS> struct Block {
 template <int BITS, int TURNS>
 void strip_of(const Panels& x, const Weights& w, const Strips& strips, long strip, long first, long last, float* out) {
     constexpr long SIZE = TURNS * TURN;
-    auto codes = buffer<__m512i>(SIZE / 2 * WIDE);
-    auto sums = buffer<int32_t[PANEL][LANES]>(2);
+    const Buffer<__m512i> codes(SIZE / 2 * WIDE);
+    const Buffer<int32_t[PANEL][LANES]> sums(2);
     const Factors factors(w, strips, strip);
     for (long g = 0; g < x.groups(); g += 2) {
-        const long inputs = std::min(2 * SIZE, x.inputs - g * SIZE);
-        expand<BITS>(w, strips, strip, g * SIZE, inputs, SIZE / 2, codes.get());
+        const long inputs = min(2 * SIZE, x.inputs - g * SIZE);
+        expand<BITS>(w, strips, strip, g * SIZE, inputs, SIZE / 2, codes);
         for (long p = first; p < last; ++p) {
             const auto group = [&](long tokens, long i) {
                 const long at = x.at(tokens, p), factor = (g + i) * STRIP;
-                return Group{x.values + at * SIZE, x.steps + at, x.offsets + at, codes.get() + i * SIZE / 4,
-                             factors.scales.get() + factor, factors.shifts.get() + factor};
+                return Group{x.values + at * SIZE, x.steps + at, x.offsets + at, codes + i * SIZE / 4,
+                             factors.scales + factor, factors.shifts + factor};
             };
             // beside an odd last group itself, which its factors make nothing of
-            const Group one = group(g, 0), two = group(std::min(g + 1, x.groups() - 1), 1);
+            const Group one = group(g, 0), two = group(min(g + 1, x.groups() - 1), 1);
             float* to = out + (p - first) * PANEL * STRIP;
-            if (g) Block<BITS == 4, false, TURNS>{one, two, to, sums.get()}.run();
-            else Block<BITS == 4, true, TURNS>{one, two, to, sums.get()}.run();
+            if (g) Block<BITS == 4, false, TURNS>{one, two, to, sums}.run();
+            else Block<BITS == 4, true, TURNS>{one, two, to, sums}.run();
         }
     }
 }

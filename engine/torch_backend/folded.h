@@ -153,23 +153,23 @@ INLINE void panel_of(const Panels& x, long p, long start, long segments, const i
 template <int BITS, class Done>
 void strips_of(const Panels& x, const Weights& w, const Strips& strips, long first, long last, long from, long to,
                Done done) {
-    const long count = last - first, most = std::min(PART / SEGMENT, x.groups());
+    const long count = last - first, most = min(PART / SEGMENT, x.groups());
     const bool whole = most == x.groups();  // then no sums wait for others
-    auto codes = buffer<int8_t>(count * most * 2 * BLOCK);
-    auto scales = buffer<float>(count * most * STRIP);
-    auto tiles = buffer<int32_t[16][LANES]>(2 * COLUMNS);
-    auto sums = buffer<float>((whole ? 1 : (to - from) * count) * PANEL * STRIP);
-    const auto codes_of = [&](long i) { return codes.get() + i * most * 2 * BLOCK; };
-    const auto scales_of = [&](long i) { return scales.get() + i * most * STRIP; };
+    const Buffer<int8_t> codes(count * most * 2 * BLOCK);
+    const Buffer<float> scales(count * most * STRIP);
+    const Buffer<int32_t[16][LANES]> tiles(2 * COLUMNS);
+    const Buffer<float> sums((whole ? 1 : (to - from) * count) * PANEL * STRIP);
+    const auto codes_of = [&](long i) { return codes + i * most * 2 * BLOCK; };
+    const auto scales_of = [&](long i) { return scales + i * most * STRIP; };
     const long share = PANEL * SEGMENT / (2 * count);  // of the next panel, that a block fetches
     for (long start = 0; start < x.groups(); start += most) {
-        const long segments = std::min(most, x.groups() - start);
+        const long segments = min(most, x.groups() - start);
         for (long i = 0; i < count; ++i) expand<BITS>(w, strips, first + i, start, segments, codes_of(i), scales_of(i));
         for (long p = from; p < to; ++p)
             for (long i = 0; i < count; ++i) {
-                float* out = sums.get() + (whole ? 0 : (p - from) * count + i) * PANEL * STRIP;
+                float* out = sums + (whole ? 0 : (p - from) * count + i) * PANEL * STRIP;
                 panel_of(x, p, start, segments, codes_of(i), scales_of(i), PANEL * SEGMENT + 2 * i * share, share,
-                         tiles.get(), out);
+                         tiles, out);
                 if (start + segments == x.groups()) done(first + i, p, out);
             }
     }
@@ -177,11 +177,11 @@ void strips_of(const Panels& x, const Weights& w, const Strips& strips, long fir
 
 template <int BITS, class Done>
 void product_of(const Panels& x, const Weights& w, const Strips& strips, long first, long last, Done done) {
-    const long fit = ROOM / (STRIP * std::min(x.inputs, PART)), panels = x.inputs > PART ? PANELS : x.panels();
+    const long fit = ROOM / (STRIP * min(x.inputs, PART)), panels = x.inputs > PART ? PANELS : x.panels();
     if constexpr (BITS < 4)  // kernels.py gives no others
         for (long p = 0; p < x.panels(); p += panels)
             for (long strip = first; strip < last; strip += fit) {
-                const long strips_end = std::min(strip + fit, last), panels_end = std::min(p + panels, x.panels());
+                const long strips_end = min(strip + fit, last), panels_end = min(p + panels, x.panels());
                 strips_of<BITS>(x, w, strips, strip, strips_end, p, panels_end, done);
             }
 }

@@ -25,7 +25,7 @@ inline void round_row(const float* in, long count, uint16_t* out) {
 #pragma omp simd
     for (long k = 0; k < count; ++k) {
         uint32_t bits;
-        std::memcpy(&bits, in + k, 4);
+        memcpy(&bits, in + k, 4);
         out[k] = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
 }
@@ -34,7 +34,7 @@ inline void widen_row(const uint16_t* in, long count, float* out) {
 #pragma omp simd
     for (long k = 0; k < count; ++k) {
         const uint32_t bits = static_cast<uint32_t>(in[k]) << 16;
-        std::memcpy(out + k, &bits, 4);
+        memcpy(out + k, &bits, 4);
     }
 }
 
@@ -56,11 +56,11 @@ struct Rows {
     // `count` inputs of a token from input `start` on: where they lie, or in `room`.
     const float* floats(long m, long start, long count, float* room) const {
         if (start >= width) return rest + m * stride + start - width;
-        const long at = m * first_stride + start, here = std::min(count, width - start);
+        const long at = m * first_stride + start, here = min(count, width - start);
         if (!half && here == count) return static_cast<const float*>(first) + at;
         if (half) widen_row(static_cast<const uint16_t*>(first) + at, here, room);
-        else std::memcpy(room, static_cast<const float*>(first) + at, here * sizeof(float));
-        if (here < count) std::memcpy(room + here, rest + m * stride, (count - here) * sizeof(float));
+        else memcpy(room, static_cast<const float*>(first) + at, here * sizeof(float));
+        if (here < count) memcpy(room + here, rest + m * stride, (count - here) * sizeof(float));
         return room;
     }
 
@@ -81,12 +81,12 @@ template <class Floats> void quantize_row(const Panels& to, long m, Floats float
         const long at = to.at(g, m / PANEL);
         const float* x = floats(g * group);
         int8_t* values = to.values + at * group;
-        float largest = 0;
+        __m512 most = _mm512_setzero_ps();
         if (x) {
             fetch(x + PAGE, group);
-#pragma omp simd reduction(max : largest)
-            for (long k = 0; k < group; ++k) largest = std::max(largest, std::fabs(x[k]));
+            for (long k = 0; k < group; k += LANES) most = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + k)), most);
         }
+        const float largest = _mm512_reduce_max_ps(most);
         const __m512 inverse = _mm512_set1_ps(largest > 0 ? STEPS / largest : 0);
         __m512i sums = _mm512_setzero_si512();
         for (long k = 0; k < group; k += LANES) {
@@ -105,7 +105,7 @@ template <class Done>
 void multiply(const Panels& x, const Weights& w, const Strips& strips, long first, long last, Done done) {
     const Unit unit;
     const auto panel_done = [&](long strip, long panel, const float* sums) {
-        for (long m = panel * PANEL; m < std::min((panel + 1) * PANEL, x.count); ++m, sums += STRIP)
+        for (long m = panel * PANEL; m < min((panel + 1) * PANEL, x.count); ++m, sums += STRIP)
             done(strip, m, sums);
     };
     if (w.bits == 1) product_of<1>(x, w, strips, first, last, panel_done);
@@ -120,7 +120,7 @@ template <long COUNT, class Number> inline void put(const Number* from, long col
         for (long c = 0; c < COUNT; c += LINE)
             _mm512_stream_si512(reinterpret_cast<__m512i*>(to + c), _mm512_load_si512(from + c));
     else
-        std::memcpy(to, from, columns * sizeof(Number));
+        memcpy(to, from, columns * sizeof(Number));
 }
 
 // Rows [first, last) of the weights, LANES codes at a time looked up among all that a code can stand for.
@@ -142,7 +142,7 @@ template <int BITS> void expand_rows(const Weights& w, long first, long last, bo
             const uint8_t* from = w.codes + n * w.bytes() + g * w.group * BITS / 8;
             for (long k = 0; k < w.group; k += LANES) {
                 uint64_t word = 0;
-                std::memcpy(&word, from + k * BITS / 8, LANES * BITS / 8);
+                memcpy(&word, from + k * BITS / 8, LANES * BITS / 8);
                 __m512i index = _mm512_set1_epi32(static_cast<int32_t>(word));
                 if (BITS == 4) index = _mm512_inserti64x4(index, _mm256_set1_epi32(static_cast<int32_t>(word >> 32)), 1);
                 // an index counts modulo LANES, and `values` repeats itself
@@ -159,26 +159,26 @@ template <int BITS> void expand_rows(const Weights& w, long first, long last, bo
 
 // x / (1 + exp(-x)), to 1e-6 of its value; exp(r * ln 2) as a power of two times a polynomial, so that loops vectorise.
 inline float silu(float x) {
-    float power = std::min(std::max(x * -1.44269504f, -126.f), 126.f), whole = std::nearbyint(power);
+    float power = min(max(x * -1.44269504f, -126.f), 126.f), whole = nearbyintf(power);
     float r = (power - whole) * 0.693147181f;
     float e = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
     int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
     float two;
-    std::memcpy(&two, &bits, 4);
+    memcpy(&two, &bits, 4);
     return x / (1 + e * two);
 }
 
 // One head of a token, normed and turned.
 inline void turn_row(const float* in, const float* weight, float eps, const float* cos, const float* sin, long size,
                      float* out) {
-    const auto first = [](long count) { return static_cast<__mmask16>((1u << std::min(count, LANES)) - 1); };
+    const auto first = [](long count) { return static_cast<__mmask16>((1u << min(count, LANES)) - 1); };
     const __m512i twice = _mm512_srli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 1);
     __m512 squares = _mm512_setzero_ps();
     for (long k = 0; k < size; k += LANES) {
         const __m512 x = _mm512_maskz_loadu_ps(first(size - k), in + k);
         squares = _mm512_fmadd_ps(x, x, squares);
     }
-    const __m512 inverse = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps));
+    const __m512 inverse = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(squares) / size + eps));
     for (long k = 0; k < size; k += LANES) {
         const __mmask16 there = first(size - k), pairs = first((size - k) / 2) & 0xff;
         const __m512 normed = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, in + k), inverse);
@@ -204,10 +204,10 @@ void quantize(const void* x, long x_stride, int half, long width, const float* r
               long inputs, long group, long first, long last, int8_t* values, float* steps, int32_t* offsets) {
     const Rows rows{x, x_stride, half != 0, width, rest, stride};
     const Panels to{values, steps, offsets, count, inputs, group * FOLD};
-    auto room = buffer<float>(to.group);
+    const Buffer<float> room(to.group);
     for (long m = first * PANEL; m < last * PANEL; ++m)
         quantize_row(to, m, [&](long start) {
-            return m < count ? rows.floats(m, start, to.group, room.get()) : nullptr;
+            return m < count ? rows.floats(m, start, to.group, room) : nullptr;
         });
 }
 
@@ -215,17 +215,17 @@ void quantize(const void* x, long x_stride, int half, long width, const float* r
 void modulate(const float* x, long stride, const float* scale, const float* shift, float eps, long count, long inputs,
               long group, long first, long last, int8_t* values, float* steps, int32_t* offsets) {
     const Panels to{values, steps, offsets, count, inputs, group * FOLD};
-    auto row = buffer<float>(inputs);
+    const Buffer<float> row(inputs);
     for (long m = first * PANEL; m < last * PANEL; ++m) {
         const float* in = x + m * stride;
-        float sum = 0, squares = 0, *out = m < count ? row.get() : nullptr;
+        float sum = 0, squares = 0, *out = m < count ? row.at : nullptr;
         if (out) {
 #pragma omp simd reduction(+ : sum)
             for (long k = 0; k < inputs; ++k) sum += in[k];
             const float mean = sum / inputs;
 #pragma omp simd reduction(+ : squares)
             for (long k = 0; k < inputs; ++k) squares += (in[k] - mean) * (in[k] - mean);
-            const float inverse = 1 / std::sqrt(squares / inputs + eps);
+            const float inverse = 1 / sqrtf(squares / inputs + eps);
 #pragma omp simd
             for (long k = 0; k < inputs; ++k) out[k] = (1 + scale[k]) * ((in[k] - mean) * inverse) + shift[k];
         }
@@ -241,7 +241,7 @@ void product(int8_t* values, float* steps, int32_t* offsets, long count, long in
     const Panels x{values, steps, offsets, count, inputs, group * FOLD};
     const Weights w{codes, scales, biases, outputs, inputs, group, bits};
     multiply(x, w, Strips{outputs, 1}, first, last, [&](long strip, long m, const float* sums) {
-        const long n = strip * STRIP, columns = std::min(STRIP, outputs - n);
+        const long n = strip * STRIP, columns = min(STRIP, outputs - n);
         float* to = static_cast<float*>(out) + m * stride + n;
         if (gate) {
 #pragma omp simd
@@ -265,7 +265,7 @@ void gated(int8_t* values, float* steps, int32_t* offsets, long count, long inpu
     const Panels x{values, steps, offsets, count, inputs, group * FOLD};
     const Weights w{codes, scales, biases, outputs, inputs, group, bits};
     multiply(x, w, Strips{outputs, 2}, first, last, [&](long strip, long m, const float* sums) {
-        const long n = strip * HALF, columns = std::min(HALF, outputs / 2 - n);
+        const long n = strip * HALF, columns = min(HALF, outputs / 2 - n);
         alignas(64) float made[HALF];
 #pragma omp simd
         for (long c = 0; c < HALF; ++c) made[c] = silu(sums[c]) * sums[HALF + c];
@@ -288,14 +288,14 @@ void dense(const uint8_t* codes, const float* scales, const float* biases, long 
 // apart, heads of out `head_stride`; cos and sin [M][size / 2].
 void turn(const void* x, int half, long stride, const float* weight, float eps, const float* cos, const float* sin,
           long heads, long size, long first, long last, int half_out, void* out, long out_stride, long head_stride) {
-    auto room = buffer<float>(size), row = buffer<float>(size);
+    const Buffer<float> room(size), row(size);
     const Rows rows{x, stride, half != 0, heads * size, nullptr, 0};
     for (long m = first; m < last; ++m)
         for (long h = 0; h < heads; ++h) {
             const long at = m * out_stride + h * head_stride;
-            float* to = half_out ? row.get() : static_cast<float*>(out) + at;
+            float* to = half_out ? row : static_cast<float*>(out) + at;
             rows.fetch_ahead(m + 1, h * size, size);
-            const float* in = rows.floats(m, h * size, size, room.get());
+            const float* in = rows.floats(m, h * size, size, room);
             turn_row(in, weight, eps, cos + m * (size / 2), sin + m * (size / 2), size, to);
             if (half_out) round_row(to, size, static_cast<uint16_t*>(out) + at);
         }

@@ -9,6 +9,7 @@ instead. Nothing is built or loaded by importing this.
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from engine.torch_backend.transformer import Modulation, Rotary, apply_rotary_em
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -shared -fPIC".split()
 PATIENCE = 120  # seconds for the compiler: it takes one or two
+ZIG = "ziglang"  # brings clang from PyPI, for who can install nothing else; `make setup` does where no compiler is
 SHARES = 4  # of the work for each thread, so that one that is interrupted holds nobody up for long
 AGREE = 1e-3  # |ours - exact| / |exact| of a whole pass; what quantising rounds away is not counted
 
@@ -243,17 +245,21 @@ def _loaded(folder: Path, hardware: Hardware, group: int, unit: Unit) -> Kernels
     return Kernels(library, version, unit, group, torch.get_num_threads())
 
 
-def find_compiler() -> tuple[str, str]:
-    """(path, version) of the C++ compiler: CXX, else g++, c++ or clang++. Raises Unavailable."""
-    for name in filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++")):
-        if path := shutil.which(name):
-            asked = _run([path, "--version"])
-            if asked.returncode == 0 and asked.stdout:
-                return path, asked.stdout.splitlines()[0]
-    raise Unavailable("no C++ compiler was found: with g++ installed, int8 layers are faster")
+def find_compiler() -> tuple[list[str], str]:
+    """(command, version) of the C++ compiler: CXX, else g++, c++ or clang++, else that of the package ziglang. Raises
+    Unavailable."""
+    names = filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++"))
+    commands = [[path] for path in map(shutil.which, names) if path]
+    if importlib.util.find_spec(ZIG):
+        commands.append([sys.executable, "-m", ZIG, "c++", "-nostdlib++"])  # which it would first build, in a minute
+    for command in commands:
+        asked = _run([*command, "--version"])
+        if asked.returncode == 0 and asked.stdout:
+            return command, asked.stdout.splitlines()[0]
+    raise Unavailable(f"no C++ compiler was found: with g++ or the package {ZIG} installed, int8 layers are faster")
 
 
-def build(folder: Path, compiler: str, version: str, hardware: Hardware, unit: Unit) -> Path:
+def build(folder: Path, compiler: list[str], version: str, hardware: Hardware, unit: Unit) -> Path:
     """The library in `folder`, compiled if it isn't there. Raises Unavailable."""
     sources = [SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, unit.file, "panels.h", "tiles.h")]
     circumstances = (*sources, FLAGS, compiler, version, hardware.name, sorted(hardware.features))
@@ -263,7 +269,7 @@ def build(folder: Path, compiler: str, version: str, hardware: Hardware, unit: U
     aside = library.with_suffix(f".{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        done = _run([compiler, *FLAGS, f'-DUNIT="{unit.file}"', str(SOURCE), "-o", str(aside)])
+        done = _run([*compiler, *FLAGS, f'-DUNIT="{unit.file}"', str(SOURCE), "-o", str(aside)])
         if done.returncode:
             raise Unavailable(f"{version} can't build them: {(done.stderr.strip() or 'no message').splitlines()[0]}")
         aside.replace(library)

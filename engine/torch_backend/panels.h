@@ -3,26 +3,33 @@
 // A unit is a file with the product for one kind of processor. It says how many tokens and outputs lie side by side
 // (PANEL, STRIP) and how many groups share a sum (FOLD), and includes this.
 
-#include <immintrin.h>
+//
+// Nothing here is from C++'s own library: where the compiler is zig's it would be built first, which takes a minute.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 namespace {
+
+template <class T> constexpr T min(T a, T b) { return b < a ? b : a; }
+template <class T> constexpr T max(T a, T b) { return a < b ? b : a; }
 
 constexpr long LANES = 16;  // 32-bit numbers in a register
 constexpr long WIDE = STRIP / LANES;
 constexpr float STEPS = 127;
 
-template <class T> struct Free { void operator()(T* p) const { std::free(p); } };
-template <class T> using Buffer = std::unique_ptr<T[], Free<T>>;
-template <class T> Buffer<T> buffer(long count) {
-    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
-}
+// Memory that begins with a line of the caches, until the end of a scope.
+template <class T> struct Buffer {
+    T* const at;
+
+    explicit Buffer(long count) : at(static_cast<T*>(aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {}
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { free(at); }
+    operator T*() const { return at; }
+};
 
 struct Panels {
     int8_t* values;
@@ -53,7 +60,7 @@ struct Column {
     // Where their rows begin, which are `stride` apart.
     __m512i rows(long stride) const {
         alignas(64) int32_t starts[LANES];
-        for (long n = 0; n < LANES; ++n) starts[n] = static_cast<int32_t>(std::min(n, end - 1 - output) * stride);
+        for (long n = 0; n < LANES; ++n) starts[n] = static_cast<int32_t>(min(n, end - 1 - output) * stride);
         return _mm512_load_si512(starts);
     }
 };
@@ -64,7 +71,7 @@ struct Strips {
 
     Column column(long strip, long c) const {
         const long wide = WIDE / halves, end = outputs / halves * (c / wide + 1);
-        return {std::min(end - outputs / halves + strip * wide * LANES + c % wide * LANES, end - 1), end};
+        return {min(end - outputs / halves + strip * wide * LANES + c % wide * LANES, end - 1), end};
     }
 };
 
@@ -74,13 +81,13 @@ struct Factors {
     Buffer<float> scales, shifts;
 
     Factors(const Weights& w, const Strips& strips, long strip)
-        : scales(buffer<float>((w.groups() + 1) * STRIP)), shifts(buffer<float>((w.groups() + 1) * STRIP)) {
+        : scales((w.groups() + 1) * STRIP), shifts((w.groups() + 1) * STRIP) {
         const long groups = w.groups();
-        std::fill_n(scales.get() + groups * STRIP, STRIP, 0);
-        std::fill_n(shifts.get() + groups * STRIP, STRIP, 0);
+        memset(scales + groups * STRIP, 0, STRIP * sizeof(float));
+        memset(shifts + groups * STRIP, 0, STRIP * sizeof(float));
         for (long n = 0; n < STRIP; ++n) {
             const Column column = strips.column(strip, n / LANES);
-            const long first = std::min(column.output + n % LANES, column.end - 1) * groups;
+            const long first = min(column.output + n % LANES, column.end - 1) * groups;
             for (long g = 0; g < groups; ++g) {
                 scales[g * STRIP + n] = w.scales[first + g] * (w.bits == 1 ? .5f : 1.f);
                 if (w.bits == 4) shifts[g * STRIP + n] = w.biases[first + g] + w.scales[first + g];
@@ -102,12 +109,12 @@ inline __m512 scaled(__m512i sums, float step, int32_t offset, const float* scal
 // every panel's sums [PANEL][STRIP].
 template <class StripOf, class Done>
 void strip_by_strip(const Panels& x, long first, long last, StripOf strip_of, Done done) {
-    auto sums = buffer<float>(std::min(x.panels(), PANELS) * PANEL * STRIP);
+    const Buffer<float> sums(min(x.panels(), PANELS) * PANEL * STRIP);
     for (long p = 0; p < x.panels(); p += PANELS)
         for (long strip = first; strip < last; ++strip) {
-            const long end = std::min(p + PANELS, x.panels());
-            strip_of(strip, p, end, sums.get());
-            for (long panel = p; panel < end; ++panel) done(strip, panel, sums.get() + (panel - p) * PANEL * STRIP);
+            const long end = min(p + PANELS, x.panels());
+            strip_of(strip, p, end, sums);
+            for (long panel = p; panel < end; ++panel) done(strip, panel, sums + (panel - p) * PANEL * STRIP);
         }
 }
 

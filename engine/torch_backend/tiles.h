@@ -20,8 +20,7 @@ bool permitted() {
 struct Unit {
     Unit() {
         struct { uint8_t palette = 1, start = 0, none[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } shape;
-        std::fill_n(shape.bytes, 8, 64);
-        std::fill_n(shape.rows, 8, 16);
+        for (int t = 0; t < 8; ++t) shape.bytes[t] = 64, shape.rows[t] = 16;
         _tile_loadconfig(&shape);
     }
     ~Unit() { _tile_release(); }

@@ -21,7 +21,7 @@ struct Unit {};  // nothing to set up
 inline void place(int8_t* values, long r, long k, __m128i sixteen) {
     alignas(16) int32_t quads[4];
     _mm_store_si128(reinterpret_cast<__m128i*>(quads), sixteen);
-    for (long q = 0; q < 4; ++q) std::memcpy(values + (k / 4 + q) * PANEL * 4 + 4 * r, &quads[q], 4);
+    for (long q = 0; q < 4; ++q) memcpy(values + (k / 4 + q) * PANEL * 4 + 4 * r, &quads[q], 4);
 }
 
 // The lowest four codes of 16 words -> the four bytes of 16 lanes, by halving twice: four codes to two pairs, pairs to
@@ -70,7 +70,7 @@ inline void multiply(const int8_t* values, const float* steps, const int32_t* of
 #pragma GCC unroll 6
         for (long r = 0; r < PANEL; ++r) {
             int32_t quad;
-            std::memcpy(&quad, values + 4 * r, 4);
+            memcpy(&quad, values + 4 * r, 4);
             __m512i four = _mm512_set1_epi32(quad);
 #pragma GCC unroll 4
             for (long c = 0; c < WIDE; ++c) sums[r][c] = dot(sums[r][c], codes[c], four);
@@ -88,17 +88,17 @@ inline void multiply(const int8_t* values, const float* steps, const int32_t* of
 // Panels [first, last) times a strip -> sums [panels * PANEL][STRIP].
 template <int BITS>
 void strip_of(const Panels& x, const Weights& w, const Strips& strips, long strip, long first, long last, float* sums) {
-    const long block = std::max(BLOCK / x.group, 1L) * x.group;
-    auto codes = buffer<__m512i>(block * STRIP / 64);
+    const long block = max(BLOCK / x.group, 1L) * x.group;
+    const Buffer<__m512i> codes(block * STRIP / 64);
     const Factors factors(w, strips, strip);
     for (long start = 0; start < x.inputs; start += block) {
-        const long inputs = std::min(block, x.inputs - start);
-        expand<BITS>(w, strips, strip, start, inputs, codes.get());
+        const long inputs = min(block, x.inputs - start);
+        expand<BITS>(w, strips, strip, start, inputs, codes);
         for (long p = first; p < last; ++p)
             for (long k = 0; k < inputs; k += x.group) {
                 const long g = (start + k) / x.group, at = x.at(g, p);
-                multiply<BITS == 4>(x.values + at * x.group, x.steps + at, x.offsets + at, codes.get() + k / 4 * WIDE,
-                                    factors.scales.get() + g * STRIP, factors.shifts.get() + g * STRIP, x.group,
+                multiply<BITS == 4>(x.values + at * x.group, x.steps + at, x.offsets + at, codes + k / 4 * WIDE,
+                                    factors.scales + g * STRIP, factors.shifts + g * STRIP, x.group,
                                     g == 0, sums + (p - first) * PANEL * STRIP);
             }
     }
