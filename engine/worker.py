@@ -104,8 +104,8 @@ class Worker:
         return hardware.detect()
 
     def begin(self) -> None:
-        """Start the child now and let it import its libraries, while nobody waits for a picture yet. Raises nothing:
-        what is wrong is said to whoever asks for the first picture."""
+        """Start the child now and let it import its libraries and, on a card, compile its kernels, while nobody waits
+        for a picture yet. Raises nothing: what is wrong is said to whoever asks for the first picture."""
         with self._state, suppress(EngineError):
             self._alive()
 
@@ -292,7 +292,9 @@ def _open(backend: str, data_dir: Path, previews: bool = False) -> Backend:
     from engine.torch_backend.backend import TorchBackend, use_cores
 
     use_cores(machine)
-    return TorchBackend(machine, data_dir, previews=previews)
+    opened = TorchBackend(machine, data_dir, previews=previews)
+    opened.prepare()
+    return opened
 
 
 def _failure(error: Exception) -> Failure:

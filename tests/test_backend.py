@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import plan
+from engine import plan, worker
 from engine.embeddings import EmbeddingCache
 from engine.hardware import Hardware
 from engine.torch_backend import backend as backend_module
@@ -417,6 +417,19 @@ print(picture.pixels.shape)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("("), done.stderr[-500:]
+
+
+@pytest.mark.parametrize(("kind", "torch_sees_it", "asked"), [("cuda", True, 2), ("cuda", False, 0), ("cpu", True, 0)])
+def test_a_cards_kernels_are_compiled_before_anybody_waits(
+    kind: str, torch_sees_it: bool, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_sees_it)
+    monkeypatch.setattr(backend_module.triton_check, "found", lambda: told.append("products"))
+    monkeypatch.setattr(backend_module.decoder_card, "passes", lambda: told.append("decoder"))
+    monkeypatch.setattr(worker.hardware, "detect", lambda: replace(HARDWARE, kind=kind))
+    assert isinstance(worker._open("torch", tmp_path), TorchBackend)
+    assert len(told) == asked
 
 
 def test_a_thread_for_each_core_unless_the_user_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

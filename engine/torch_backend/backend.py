@@ -22,7 +22,7 @@ from engine.hardware import Hardware, available_bytes, resident_bytes
 from engine.packs import Pack
 from engine.preview import Previews
 from engine.sampling import sampled
-from engine.torch_backend import kernels
+from engine.torch_backend import decoder_card, kernels, triton_check
 from engine.torch_backend.measure import measure, measure_card
 from engine.torch_backend.model import Check, Model, give_back, placed
 from engine.types import Cancelled, EngineError, Picture, Request, Seconds, Step
@@ -124,6 +124,12 @@ class TorchBackend:
         self.previews = previews
         self._model: Model | None = None
         self._rates: products.Numbers | None = None  # this machine's, once they were measured
+
+    def prepare(self) -> None:
+        """What a first picture of any model would wait for: a card's kernels, which are compiled once for all."""
+        if self.hardware.kind == "cuda" and torch.cuda.is_available():
+            triton_check.found()
+            decoder_card.passes()
 
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
         """Yields Step(0, n) .. Step(n, n) and a Picture.
