@@ -1,7 +1,7 @@
-"""Torch operations side by side: as many threads as torch would use for one of them, each with a core of its own.
+"""Work side by side: as many threads as torch would use for an operation, each with a core of its own.
 
-For work of many operations a part, among which are some that torch does on one core: those would leave the other cores
-idle, and all others wait for the slowest core every time.
+For passes in C++, and for those in torch that are many operations a part, among which are some that torch does on one
+core: those would leave the other cores idle, and all others wait for the slowest core every time.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from engine import measured
 from engine.hardware import Hardware
+from engine.torch_backend.cores import Cores
 from engine.torch_backend.int8 import Scratch
 from engine.torch_backend.linear import PackedLinear, expand
 from engine.torch_backend.passes import TorchPasses
@@ -34,7 +34,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -shared -fPIC".split()
 PATIENCE = 120  # seconds for the compiler: it takes one or two
 ZIG = "ziglang"  # brings clang from PyPI, for who can install nothing else; `make setup` does where no compiler is
-SHARES = 4  # of the work for each thread, so that one that is interrupted holds nobody up for long
+SHARES = 4  # of the work for each core, so that one that is interrupted holds nobody up for long
 AGREE = 1e-3  # |ours - exact| / |exact| of a whole pass; what quantising rounds away is not counted
 
 
@@ -100,8 +100,7 @@ class Kernels:
         self.group, self.fold = group, library.folded_groups()
         self.name = "folded" if self.fold > 1 else "compiled"
         self._panel, self._strip = library.panel_tokens(), library.strip_outputs()
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "kernels") if threads > 1 else None
+        self._cores = Cores(threads) if threads > 1 else None
 
     def bears(self, layer: PackedLinear) -> bool:
         """Any 4-bit layer that is not folded, fewer bits where the biases follow from the scales."""
@@ -172,13 +171,13 @@ class Kernels:
         self._each(-(-len(w.codes) // self._strip), run, (*tokens, *layer), result)
 
     def _each(self, count: int, run: Callable[..., None], before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
-        """`run` on `count` rows, panels or strips, shared among the threads; ctypes lets go of Python meanwhile."""
-        if self._pool is None:
+        """`run` on `count` rows, panels or strips, shared among the cores; ctypes lets go of Python meanwhile."""
+        if self._cores is None:
             run(*before, 0, count, *after)
             return
-        share = -(-count // (self._threads * SHARES))
+        share = -(-count // (self._cores.count * SHARES))
         starts = range(0, count, share)
-        list(self._pool.map(lambda start: run(*before, start, min(start + share, count), *after), starts))
+        self._cores.share(lambda _, start: run(*before, start, min(start + share, count), *after), starts)
 
     def _panels(self, tokens: int) -> int:
         return -(-tokens // self._panel)
