@@ -216,18 +216,29 @@ def check(device: torch.device) -> None:
     def normal(*shape: int) -> Tensor:
         return in_order(torch.randn(shape, generator=random).bfloat16().to(device))
 
+    def check_statistics(x: Tensor) -> Statistics:
+        found = ours.statistics(x, 32)
+        for what, each, exact in zip(("a mean", "a variance"), found, plain.statistics(x.float(), 32), strict=True):
+            held(what, each, exact)
+        return found
+
+    def check_sum(x: Tensor, bias: Tensor, beside: Tensor | None) -> None:
+        exact = x.float() + bias.float()[:, None, None] + (0 if beside is None else beside.float())
+        held("a sum", ours.add(x, bias, beside, torch.empty_like(x)), exact)
+
     x, other = 4 + normal(1, 160, 9, 31), normal(1, 160, 9, 31)
     norm = GroupNorm(32, 160).to(device, torch.bfloat16).requires_grad_(False)
     norm.weight.copy_(normal(1, 160, 1, 1).view(-1))
     norm.bias.copy_(normal(1, 160, 1, 1).view(-1))
     ours, plain = Fused(), Plain()
-    found = ours.statistics(x, 32)
-    for what, each, exact in zip(("a mean", "a variance"), found, plain.statistics(x.float(), 32), strict=True):
-        held(what, each, exact)
+    found = check_statistics(x)
     held("a doubling", ours.doubled(x), plain.doubled(x))
     for silu in (False, True):
         exact = F.group_norm(x.float(), 32, norm.weight.float(), norm.bias.float(), norm.eps)
         held("a norm", ours.normed(x, norm, found, silu, False), F.silu(exact) if silu else exact)
-    for beside in (None, other):
-        exact = x.float() + norm.bias.float()[:, None, None] + (0 if beside is None else beside.float())
-        held("a sum", ours.add(x, norm.bias, beside, torch.empty_like(x)), exact)
+    check_sum(x, norm.bias, None)
+    check_sum(x, norm.bias, other)
+    # the decoder's own widths: a kernel for each size of a group, and one for three colours
+    for channels in (128, 256, 512):
+        check_statistics(4 + normal(1, channels, 9, 31))
+    check_sum(normal(1, 3, 9, 31), normal(1, 3, 1, 1).view(-1), None)
