@@ -313,7 +313,8 @@ def keep(bench: Bench, size: Size, made: Picture) -> None:
 
 
 def cold(bench: Bench) -> Part:
-    """`python app.py generate`: first without Triton's kernels on disk and without a data folder, then with both."""
+    """`python app.py generate`: first without Triton's kernels on disk and without a data folder, then with both, then
+    also with the files that Python compiles, which some machines forbid it to keep."""
     from tests import cold as start
 
     yield
@@ -324,7 +325,11 @@ def cold(bench: Bench) -> Part:
     size = "x".join(map(str, bench.sizes[-1]))
     with bench.quiet():
         bench.say(imported_s=round(start.imported(), 2))
-        for run in ("nothing cached", "kernels cached"):
+        for run in ("nothing cached", "kernels cached", "Python's files too"):
+            if run.startswith("Python"):
+                os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+                os.environ["PYTHONPYCACHEPREFIX"] = str(bench.work / "compiled-by-python")
+                start.started(bench.pack, size, data, whole=True)
             bench.say(way=run, size=bench.sizes[-1], **start.started(bench.pack, size, data, whole=True))
 
 
