@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
+DRIVER := $(shell { [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi; } >/dev/null 2>&1 && echo yes)
 ZIG := $(shell sed -n 's/.*"\(ziglang[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: run setup test test-all test-full lint browser bench seedling
@@ -13,24 +14,28 @@ ZIG := $(shell sed -n 's/.*"\(ziglang[^"]*\)".*/\1/p' pyproject.toml)
 run: setup  ## open the studio; ARGS="--port 8000" passes options on
 	$(PY) app.py $(ARGS)
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed $(VENV)/.compiler
 
 # Linux wheels of torch carry several GB of CUDA libraries: without an NVIDIA driver the CPU build does the same.
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Niwaki needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.12"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment: apt-get install python3-venv"; exit 1; }
-	@if [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then \
+	@if [ "$$(uname -s)" = Linux ] && [ -z "$(DRIVER)" ]; then \
 	    echo "No NVIDIA driver here: taking the CPU build of torch $(TORCH)."; \
 	    $(PIP) install --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU) torch==$(TORCH) || { \
 	        echo "$(TORCH_CPU) does not answer: taking torch $(TORCH) from pip's usual sources."; \
 	        $(PIP) install --no-deps torch==$(TORCH); }; \
 	fi
 	$(PIP) install -r requirements.txt
-	@if [ ! -e /proc/driver/nvidia/version ] && grep -qs avx512_vnni /proc/cpuinfo && \
-	    ! { command -v g++ || command -v c++ || command -v clang++; } >/dev/null; then \
-	    echo "No C++ compiler here: taking zig's, with which a big model's layers are multiplied sooner."; \
-	    $(PIP) install "$(ZIG)" || echo "It can't be had: torch multiplies them."; \
+	@touch $@
+
+# A C++ compiler builds the passes with which a processor with AVX-512 VNNI multiplies a big model's layers.
+$(VENV)/.compiler: $(VENV)/.installed
+	@if [ -z "$(DRIVER)" ] && grep -qs avx512_vnni /proc/cpuinfo && \
+	    ! { command -v "$${CXX:-g++}" || command -v g++ || command -v c++ || command -v clang++; } >/dev/null; then \
+	    echo "No C++ compiler here: taking zig's."; \
+	    $(PIP) install "$(ZIG)" || echo "It can't be had: torch will multiply them, which takes half as long again."; \
 	fi
 	@touch $@
 

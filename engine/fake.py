@@ -21,6 +21,9 @@ class FakeBackend:
 
     name = "fake"
 
+    def prepare(self) -> None:
+        """Nothing takes it long."""
+
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Step | Picture]:
         """Yield Step(0, n) .. Step(n, n) and the Picture; raise Cancelled as soon as `cancelled` says so."""
         started = time.perf_counter()

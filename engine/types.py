@@ -97,10 +97,13 @@ class Backend(Protocol):
     """Something that turns a complete Request into pictures, with one model in memory at a time.
 
     `generate` yields `Step(0, n)` .. `Step(n, n)` and then one `Picture`. Closing the generator stops the work;
-    `cancelled` is asked at every transformer block, and makes it raise `Cancelled`.
+    `cancelled` is asked at every transformer block, and makes it raise `Cancelled`. `prepare` is for a time when nobody
+    waits: it may take seconds off the first picture.
     """
 
     name: str
+
+    def prepare(self) -> None: ...
 
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Iterator[Step | Picture]: ...
 

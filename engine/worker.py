@@ -260,6 +260,9 @@ def _serve(pipe: Connection, backend: str, data_dir: Path, previews: bool = Fals
         engine = _open(backend, data_dir, previews)
     gc.freeze()  # what was imported stays, and is not looked through when memory is given back
     gc.enable()
+    with suppress(Exception):
+        if engine and not pipe.poll():  # nobody waits for a picture yet
+            engine.prepare()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (message := pipe.recv()) is not None:
             number, request = message
@@ -292,9 +295,7 @@ def _open(backend: str, data_dir: Path, previews: bool = False) -> Backend:
     from engine.torch_backend.backend import TorchBackend, use_cores
 
     use_cores(machine)
-    opened = TorchBackend(machine, data_dir, previews=previews)
-    opened.prepare()
-    return opened
+    return TorchBackend(machine, data_dir, previews=previews)
 
 
 def _failure(error: Exception) -> Failure:

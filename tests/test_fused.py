@@ -354,31 +354,35 @@ def test_whatever_is_missing_is_said_and_torch_takes_over(compilers: Path, fast:
     assert "g++ 99 can't build them: no message" in reason()
 
 
-def test_the_compiler_of_a_package_is_the_last_resort(
+def test_a_compiler_that_cannot_build_them_is_not_the_last_one(
     compilers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A package of ours stands in for ziglang, which is 400 MB; g++ for its compiler."""
+    """The package with a compiler is one of ours, for ziglang has 400 MB, and its compiler is g++."""
     if GXX is None or "avx512_vnni" not in detect().features:
         pytest.skip("g++ or AVX-512 VNNI is missing")
-    main = tmp_path / "site" / "another_zig" / "__main__.py"
-    main.parent.mkdir(parents=True)
-    main.write_text(f"""
-import subprocess, sys
-assert sys.argv[1:3] == ["c++", "-nostdlib++"]
-sys.exit(subprocess.call(["{GXX}", *sys.argv[3:]], env={{"PATH": "{os.environ["PATH"]}:/usr/bin:/bin"}}))
-""")
-    monkeypatch.setenv("PYTHONPATH", str(main.parent.parent))
-    monkeypatch.syspath_prepend(main.parent.parent)
     monkeypatch.setattr(kernels, "ZIG", "another_zig")
-    found = kernels.load(tmp_path, detect(), GROUP)
-    script(compilers / "g++", 'echo "g++ 99"')
-    assert "g++" in found.compiler and kernels.find_compiler()[1] == "g++ 99"
+    site = tmp_path / "site"
+    main, told = site / "another_zig" / "__main__.py", site / "another_zig-9.9.dist-info" / "METADATA"
+    for file in (main, told):
+        file.parent.mkdir(parents=True)
+    told.write_text("Metadata-Version: 2.1\nName: another_zig\nVersion: 9.9\n")
+    main.write_text(f"""
+import os, subprocess, sys
+assert sys.argv[1:4] == ["c++", *{kernels.WITHOUT_LIBRARIES}] and os.environ["ZIG_GLOBAL_CACHE_DIR"]
+sys.exit(subprocess.call(["{GXX}", *sys.argv[4:]], env={{"PATH": "/usr/bin:/bin"}}))
+""")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.syspath_prepend(site)
+    script(compilers / "g++", 'test "$1" = --version && echo "g++ 99" && exit; exit 1')
+    assert [compiler.version for compiler in kernels.compilers()] == ["g++ 99", "zig 9.9"]
+    assert kernels.load(tmp_path / "built", detect(), GROUP).compiler == "zig 9.9"
 
 
 @pytest.mark.parametrize("unit", (*UNITS, FOLDED), ids=lambda unit: unit.file)
-def test_the_passes_need_nothing_of_the_library_of_cxx(unit: Unit) -> None:
+def test_the_passes_need_nothing_of_the_library_of_cxx(unit: Unit, tmp_path: Path) -> None:
     """zig would build its own first."""
     if GXX is None or unit.feature not in detect().features:
         pytest.skip(f"g++ or {unit.feature} is missing")
-    command = [GXX, *kernels.FLAGS, "-nostdinc++", "-fsyntax-only", f'-DUNIT="{unit.file}"', str(kernels.SOURCE)]
-    subprocess.run(command, check=True)
+    without = ["-nostdinc++", "-nodefaultlibs", "-Wl,-z,defs", "-lc", "-lm"]
+    source = [f'-DUNIT="{unit.file}"', str(kernels.SOURCE), "-o", str(tmp_path / "passes.so")]
+    subprocess.run([GXX, *kernels.FLAGS.split(), *source, *without], check=True)

@@ -149,6 +149,9 @@ class MlxBackend:
         self.previews = previews
         self._model: Model | None = None
 
+    def prepare(self) -> None:
+        """Nothing that is known without a model."""
+
     def generate(self, request: Request, cancelled: Callable[[], bool]) -> Generator[Step | Picture, None, None]:
         """Yields Step(0, n) .. Step(n, n) and a Picture.
 

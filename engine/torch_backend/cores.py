@@ -15,14 +15,18 @@ Part = TypeVar("Part")
 
 
 class Cores:
-    """`most`: no more cores than that."""
+    """`most`: no more cores than that. Raises RuntimeError where the system refuses a thread."""
 
     def __init__(self, most: int) -> None:
         threads = torch.get_num_threads()
         self.count = min(threads, most)
         self._pool = ThreadPoolExecutor(self.count, "cores", _one_thread)
         all_there = Barrier(self.count)
-        list(self._pool.map(lambda _: all_there.wait(), range(self.count)))
+        try:
+            list(self._pool.map(lambda _: all_there.wait(), range(self.count)))
+        except RuntimeError:
+            all_there.abort()  # else those that were started would wait for ever
+            raise
         torch.set_num_threads(threads)  # threads that torch meets later begin with what was said last
 
     def share(self, run: Callable[[int, Part], object], parts: Sequence[Part]) -> None:

@@ -212,6 +212,7 @@ def check(device: torch.device) -> None:
     from engine.torch_backend.autoencoder import GroupNorm
 
     random = torch.Generator().manual_seed(0)
+    ours, plain = Fused(), Plain()
 
     def normal(*shape: int) -> Tensor:
         return in_order(torch.randn(shape, generator=random).bfloat16().to(device))
@@ -230,7 +231,6 @@ def check(device: torch.device) -> None:
     norm = GroupNorm(32, 160).to(device, torch.bfloat16).requires_grad_(False)
     norm.weight.copy_(normal(1, 160, 1, 1).view(-1))
     norm.bias.copy_(normal(1, 160, 1, 1).view(-1))
-    ours, plain = Fused(), Plain()
     found = check_statistics(x)
     held("a doubling", ours.doubled(x), plain.doubled(x))
     for silu in (False, True):

@@ -84,6 +84,7 @@ template <class Floats> void quantize_row(const Panels& to, long m, Floats float
         __m512 most = _mm512_setzero_ps();
         if (x) {
             fetch(x + PAGE, group);
+            // of two operands of which one is no number the second is taken
             for (long k = 0; k < group; k += LANES) most = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + k)), most);
         }
         const float largest = _mm512_reduce_max_ps(most);
@@ -218,7 +219,7 @@ void modulate(const float* x, long stride, const float* scale, const float* shif
     const Buffer<float> row(inputs);
     for (long m = first * PANEL; m < last * PANEL; ++m) {
         const float* in = x + m * stride;
-        float sum = 0, squares = 0, *out = m < count ? row.at : nullptr;
+        float sum = 0, squares = 0, *out = m < count ? row.first : nullptr;
         if (out) {
 #pragma omp simd reduction(+ : sum)
             for (long k = 0; k < inputs; ++k) sum += in[k];

@@ -9,13 +9,16 @@ instead. Nothing is built or loaded by importing this.
 
 import ctypes
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -31,15 +34,21 @@ from engine.torch_backend.passes import TorchPasses
 from engine.torch_backend.transformer import Modulation, Rotary, apply_rotary_emb
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = "-std=c++17 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -shared -fPIC".split()
+FLAGS = "-std=c++17 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -fno-exceptions -shared -fPIC"
 PATIENCE = 120  # seconds for the compiler: it takes one or two
-ZIG = "ziglang"  # brings clang from PyPI, for who can install nothing else; `make setup` does where no compiler is
+ZIG = "ziglang"  # a package on PyPI with clang in it: `make setup` installs it where no compiler is
+WITHOUT_LIBRARIES = ("-nostdlib++", "-rtlib=none")  # of C++ and of the compiler, which zig would first build: a minute
 SHARES = 4  # of the work for each core, so that one that is interrupted holds nobody up for long
 AGREE = 1e-3  # |ours - exact| / |exact| of a whole pass; what quantising rounds away is not counted
 
 
 class Unavailable(Exception):
     """Why there are no compiled passes here, as the second half of a sentence."""
+
+
+class Compiler(NamedTuple):
+    command: list[str]
+    version: str  # what it says of itself, a line
 
 
 class Unit(NamedTuple):
@@ -233,57 +242,73 @@ def _loaded(folder: Path, hardware: Hardware, group: int, unit: Unit) -> Kernels
     if group not in unit.groups:
         sizes = f"{unit.groups.start} to {unit.groups[-1]} inputs in steps of {unit.groups.step}"
         raise Unavailable(f"they need groups of {sizes}, and this model has {group}")
-    compiler, version = find_compiler()
+    path, version = build(folder, hardware, unit)
     try:
-        library = _declared(ctypes.CDLL(str(build(folder, compiler, version, hardware, unit))))
+        library = _declared(ctypes.CDLL(str(path)))
     except (OSError, AttributeError) as fault:
         raise Unavailable(f"the library built by {version} can't be loaded ({fault})") from None
     if not library.allowed():
         raise Unavailable(f"Linux does not let this process use {unit.name}")
-    _check(Kernels(library, version, unit, group, 1), group)  # all strips in one call: big layers have several in each
-    return Kernels(library, version, unit, group, torch.get_num_threads())
+    try:
+        # one thread has all strips in one call: big layers have several in each
+        _check(Kernels(library, version, unit, group, 1), group)
+        return Kernels(library, version, unit, group, torch.get_num_threads())
+    except RuntimeError as fault:  # no further thread, no memory
+        raise Unavailable(f"they can't be run ({fault})") from None
 
 
-def find_compiler() -> tuple[list[str], str]:
-    """(command, version) of the C++ compiler: CXX, else g++, c++ or clang++, else that of the package ziglang. Raises
-    Unavailable."""
-    names = filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++"))
-    commands = [[path] for path in map(shutil.which, names) if path]
-    if importlib.util.find_spec(ZIG):
-        commands.append([sys.executable, "-m", ZIG, "c++", "-nostdlib++"])  # which it would first build, in a minute
-    for command in commands:
-        asked = _run([*command, "--version"])
-        if asked.returncode == 0 and asked.stdout:
-            return command, asked.stdout.splitlines()[0]
-    raise Unavailable(f"no C++ compiler was found: with g++ or the package {ZIG} installed, int8 layers are faster")
+def build(folder: Path, hardware: Hardware, unit: Unit) -> tuple[Path, str]:
+    """The library in `folder`, compiled if it isn't there, by the first compiler that can, and that one's version.
+    Raises Unavailable."""
+    reason = Unavailable(f"no C++ compiler was found: with g++ or the package {ZIG}, int8 layers are faster")
+    for compiler in compilers():
+        try:
+            return _built(folder, compiler, hardware, unit), compiler.version
+        except Unavailable as fault:
+            reason = fault
+    raise reason
 
 
-def build(folder: Path, compiler: list[str], version: str, hardware: Hardware, unit: Unit) -> Path:
-    """The library in `folder`, compiled if it isn't there. Raises Unavailable."""
+def compilers() -> Iterator[Compiler]:
+    """The C++ compilers that are here: CXX, g++, c++, clang++ and that of the package ziglang."""
+    for name in filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++")):
+        if path := shutil.which(name):
+            asked = _run([path, "--version"])
+            if asked.returncode == 0 and asked.stdout:
+                yield Compiler([path], asked.stdout.splitlines()[0])
+    with suppress(PackageNotFoundError):
+        # -P: not one from the working directory
+        yield Compiler([sys.executable, "-P", "-m", ZIG, "c++", *WITHOUT_LIBRARIES], f"zig {package_version(ZIG)}")
+
+
+def _built(folder: Path, compiler: Compiler, hardware: Hardware, unit: Unit) -> Path:
     sources = [SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, unit.file, "panels.h", "tiles.h")]
-    circumstances = (*sources, FLAGS, compiler, version, hardware.name, sorted(hardware.features))
+    circumstances = (*sources, FLAGS, *compiler, hardware.name, sorted(hardware.features))
     library = folder / f"kernels-{hashlib.sha256(repr(circumstances).encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
-    aside = library.with_suffix(f".{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        done = _run([*compiler, *FLAGS, f'-DUNIT="{unit.file}"', str(SOURCE), "-o", str(aside)])
-        if done.returncode:
-            raise Unavailable(f"{version} can't build them: {(done.stderr.strip() or 'no message').splitlines()[0]}")
-        aside.replace(library)
+        with TemporaryDirectory(dir=folder) as aside:
+            made = Path(aside) / library.name
+            command = [*compiler.command, *FLAGS.split(), f'-DUNIT="{unit.file}"', str(SOURCE), "-o", str(made)]
+            # zig would keep 50 MB in the home folder
+            done = _run(command, {f"ZIG_{which}_CACHE_DIR": aside for which in ("GLOBAL", "LOCAL")})
+            if done.returncode:
+                complaint = (done.stderr.strip() or "no message").splitlines()[0]
+                raise Unavailable(f"{compiler.version} can't build them: {complaint}")
+            made.replace(library)
     except OSError as fault:
         raise Unavailable(f"{folder} can't be written ({fault.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return library
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL, check=False
-        )
+            command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL, check=False,
+            env=os.environ | (environment or {}),
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as fault:
         return subprocess.CompletedProcess(command, 1, "", str(fault))
 

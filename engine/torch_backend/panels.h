@@ -1,10 +1,8 @@
 // What the units of kernels.cpp share: tokens as the product reads them, and the numbers of a packed layer.
 //
 // A unit is a file with the product for one kind of processor. It says how many tokens and outputs lie side by side
-// (PANEL, STRIP) and how many groups share a sum (FOLD), and includes this.
-
-//
-// Nothing here is from C++'s own library: where the compiler is zig's it would be built first, which takes a minute.
+// (PANEL, STRIP) and how many groups share a sum (FOLD), and includes this. Nothing in all of them is from C++'s own
+// library: where the compiler is zig's it would have to be built first, which takes a minute.
 
 #include <immintrin.h>
 #include <math.h>
@@ -23,12 +21,12 @@ constexpr float STEPS = 127;
 
 // Memory that begins with a line of the caches, until the end of a scope.
 template <class T> struct Buffer {
-    T* const at;
+    T* const first;
 
-    explicit Buffer(long count) : at(static_cast<T*>(aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {}
+    explicit Buffer(long count) : first(static_cast<T*>(aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {}
     Buffer(const Buffer&) = delete;
-    ~Buffer() { free(at); }
-    operator T*() const { return at; }
+    ~Buffer() { free(first); }
+    operator T*() const { return first; }
 };
 
 struct Panels {

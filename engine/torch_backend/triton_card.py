@@ -42,7 +42,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 def refusal(name: str, check: Callable[[torch.device], None]) -> str:
     """Why the kernels that `check` compiles and compares can't be used on this card, as the second half of a sentence;
-    "" where they agree with torch. They are compared once: a mark beside Triton's compiled kernels says so."""
+    "" where they agree with torch. They are compared once: a mark beside Triton's compiled kernels says so.
+
+    Raises torch.OutOfMemoryError where the card has no room to compare them.
+    """
     if importlib.util.find_spec("triton") is None:
         return "not without the package triton, which comes with torch for CUDA on Linux"
     try:
@@ -54,6 +57,8 @@ def refusal(name: str, check: Callable[[torch.device], None]) -> str:
     except Wrong as wrong:
         return str(wrong)
     except Exception as error:  # of a compiler, a driver or a card that nobody has tried: the picture is not lost
+        if "out of memory" in str(error):  # torch says so, Triton does; at another moment they are no worse for it
+            raise torch.OutOfMemoryError(str(error)) from error
         return f"they can't be compiled here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     with suppress(OSError):
         mark.touch()
