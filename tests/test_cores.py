@@ -1,6 +1,8 @@
 """Threads with a core each: whether torch keeps to it, and what a failure leaves."""
 
+import gc
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -54,3 +56,22 @@ def test_after_a_failure_nothing_is_begun_and_nobody_is_at_work() -> None:
     count = len(begun)
     cores.share(lambda core, part: None, range(10))
     assert len(begun) == count
+
+
+def test_where_a_thread_is_refused_the_others_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    real = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Cores(8)
+    monkeypatch.undo()
+    gc.collect()  # a pool that nobody has ends its threads
+    started[0].join(10)
+    assert not started[0].is_alive()

@@ -285,6 +285,8 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
+    def prepare(self) -> None: ...
+
     def generate(self, request: Request, cancelled: object) -> Iterator[Step | Picture]:
         yield Step(0, 1)
         raise self.error
@@ -318,6 +320,28 @@ def test_errors_keep_their_kind_and_bugs_their_traceback(monkeypatch, error, kin
         raise failure.error
     assert ("Traceback" in failure.details) is logged
     assert not ours.poll()
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_the_child_prepares_itself_while_nobody_waits(monkeypatch: pytest.MonkeyPatch, waiting: bool) -> None:
+    class Early(Broken):
+        def prepare(self) -> None:
+            prepared.append(self)
+            ours.send(None)
+            raise self.error
+
+    prepared: list[Early] = []
+    monkeypatch.setattr(module, "_open", lambda *_: Early(OSError("no card")))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(module, "step_back", lambda: None)
+    ours, theirs = Pipe()
+    late = threading.Timer(10, ours.send, [None])  # the end, should nobody have said it
+    late.start()
+    if waiting:
+        ours.send(None)
+    module._serve(theirs, "early", Path())
+    late.cancel()
+    assert len(prepared) == (0 if waiting else 1)
 
 
 @pytest.mark.slow
