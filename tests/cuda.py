@@ -29,7 +29,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.cuda_parts import PARTS, arguments, resume, stop
+from tests.cuda_bench import resume, stop
+from tests.cuda_parts import PARTS, arguments
 
 ROOT = Path(__file__).parent.parent
 SECONDS = {"floor": 25, "int8": 60, "plain": 50, "cold": 75, "dense": 50, "float8": 30, "gemlite": 60}  # to measure

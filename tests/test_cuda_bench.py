@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_parts import resume, stop
+from tests.cuda_bench import resume, stop
 from tests.floor import products
 from tests.packs.content import TRANSFORMER_4B
 
