@@ -127,7 +127,7 @@ class TorchBackend:
         self._rates: products.Numbers | None = None  # this machine's, once they were measured
 
     def prepare(self) -> None:
-        """Compile a card's kernels, once for all pictures of packed models; 11 s on 16 cores, more on fewer."""
+        """Compile a card's kernels, once for all pictures of packed models: some ten seconds on 16 cores."""
         if self.hardware.kind == "cuda" and torch.cuda.is_available():
             with suppress(torch.OutOfMemoryError):  # somebody else has the card at the moment: a picture will ask again
                 triton_check.found()
