@@ -35,7 +35,7 @@ $(VENV)/.compiler: $(VENV)/.installed
 	@if [ -z "$(DRIVER)" ] && grep -qs avx512_vnni /proc/cpuinfo && \
 	    ! { command -v "$${CXX:-g++}" || command -v g++ || command -v c++ || command -v clang++; } >/dev/null; then \
 	    echo "No C++ compiler here: taking zig's."; \
-	    $(PIP) install "$(ZIG)" || echo "It can't be had: torch will multiply them, which takes half as long again."; \
+	    $(PIP) install "$(ZIG)" || echo "It can't be had: big models will take longer on this processor."; \
 	fi
 	@touch $@
 

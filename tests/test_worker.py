@@ -294,6 +294,14 @@ class Broken:
     def close(self) -> None: ...
 
 
+@pytest.fixture
+def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test process may serve, and keeps its Ctrl-C and its priority."""
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(module, "step_back", lambda: None)
+
+
+@pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize(
     ("error", "kind", "words", "logged"),
     [
@@ -306,8 +314,6 @@ class Broken:
 )
 def test_errors_keep_their_kind_and_bugs_their_traceback(monkeypatch, error, kind, words: str, logged: bool) -> None:
     monkeypatch.setattr(module, "_open", lambda *_: Broken(error))
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the test process keeps its Ctrl-C ..
-    monkeypatch.setattr(module, "step_back", lambda: None)  # .. and its priority
     ours, theirs = Pipe()
     for message in ((1, None), (2, Request("a", "b")), None):  # a late stop, a run, the end
         ours.send(message)
@@ -322,6 +328,7 @@ def test_errors_keep_their_kind_and_bugs_their_traceback(monkeypatch, error, kin
     assert not ours.poll()
 
 
+@pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize("waiting", [True, False])
 def test_the_child_prepares_itself_while_nobody_waits(monkeypatch: pytest.MonkeyPatch, waiting: bool) -> None:
     class Early(Broken):
@@ -332,8 +339,6 @@ def test_the_child_prepares_itself_while_nobody_waits(monkeypatch: pytest.Monkey
 
     prepared: list[Early] = []
     monkeypatch.setattr(module, "_open", lambda *_: Early(OSError("no card")))
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(module, "step_back", lambda: None)
     ours, theirs = Pipe()
     late = threading.Timer(10, ours.send, [None])  # the end, should nobody have said it
     late.start()
